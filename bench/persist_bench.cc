@@ -1,0 +1,232 @@
+// How long a captured snapshot takes to DURABLE, against the drive itself: 2 GiB to recycled and to
+// fresh files, and the commit of 1 MiB. The daemon's own save path, without a client.
+//
+//   persist_bench --path DIRECTORY [--mib N] [--rounds N] [--commits N]
+//
+// Prints JSON Lines: a header, a line per run, a summary per ratio. Exit status 1 when a save
+// fails, 3 when too few rounds were valid.
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/text.h"
+#include "bench/raw/raw.h"
+#include "bench/rounds.h"
+#include "catalog/change.h"
+#include "catalog/run.h"
+#include "daemon/hash_pool.h"
+#include "daemon/save.h"
+#include "shm/arena.h"
+#include "uring/io_backend.h"
+
+namespace stillframe::bench {
+namespace {
+
+[[noreturn]] void fail(std::string_view doing, const Error& error) {
+  std::fprintf(stderr, "persist_bench: %.*s: %s\n", static_cast<int>(doing.size()), doing.data(),
+               std::string(error.message()).c_str());
+  std::exit(1);
+}
+
+template <class T>
+T expect(std::string_view doing, Result<T> result) {
+  if (!result) fail(doing, result.error());
+  return *std::move(result);
+}
+
+daemon::SnapshotPlan plan_of(std::uint64_t tensor_bytes) {
+  format::PartSpec part;
+  part.name = "model";
+  part.tensors.push_back({.name = "weight", .dtype = format::Dtype::kU8, .shape = {tensor_bytes}});
+  daemon::SnapshotPlan plan;
+  plan.parts.push_back(expect("place", format::place(part)));
+  const std::vector<std::uint64_t> image_bytes = {plan.parts[0].bytes};
+  shm::SlotPlan slot = expect("plan", shm::plan_slot(image_bytes));
+  plan.part_offsets = std::move(slot.part_offsets);
+  plan.slot_bytes = slot.slot_bytes;
+  plan.extent_count = format::extent_count(plan.parts[0].bytes);
+  plan.extent_counts.push_back(static_cast<std::uint32_t>(plan.extent_count));
+  plan.bytes = plan.parts[0].bytes;
+  return plan;
+}
+
+// One captured snapshot in an arena as the daemon makes it, saved again and again.
+class Saver {
+ public:
+  Saver(uring::IoBackend& io, std::string run_path, std::uint64_t tensor_bytes)
+      : io_(io),
+        run_path_(std::move(run_path)),
+        plan_(plan_of(tensor_bytes)),
+        arena_(expect("arena", shm::Arena::create(plan_.slot_bytes))) {
+    const std::atomic<bool> stop = false;
+    pages_ = expect("prefault", arena_.prefault(0, plan_.slot_bytes, stop));
+    const format::PartImage& image = plan_.parts[0];
+    std::uint64_t state = 1;
+    for (std::uint64_t at = 0; at + 8 <= image.bytes; at += 8) {
+      // Knuth's MMIX generator: no block repeats, no page is zero.
+      state = state * 6364136223846793005U + 1442695040888963407U;
+      store_u64(arena_.bytes().data() + at, state);
+    }
+    std::memcpy(arena_.bytes().data(), image.header.data(), image.header.size());
+    std::memset(arena_.bytes().data() + image.bytes, 0,
+                round_up(image.bytes, kBlockBytes) - image.bytes);
+    for (std::uint64_t i = 0; i < plan_.extent_count; ++i) {
+      const std::uint64_t offset = i * kExtentBytes;
+      hashes_.push_back(hash_extent(arena_.bytes().subspan(
+          offset, std::min<std::uint64_t>(kExtentBytes, image.bytes - offset))));
+    }
+    is_registered_ = static_cast<bool>(io_.register_memory(arena_.bytes()));
+    run_id_ = expect("create run", catalog::create_run(io_, run_path_, std::string(32, 'a')));
+  }
+  ~Saver() { io_.unregister_memory(arena_.bytes()); }
+  Saver(const Saver&) = delete;
+  Saver& operator=(const Saver&) = delete;
+
+  // A whole save, C1 to C10.
+  void save() {
+    daemon::SnapshotStream stream(plan_, [this] { io_.wake(); });
+    for (std::uint32_t i = 0; i < hashes_.size(); ++i) {
+      (void)expect("accept",
+                   stream.accept({.ticket = 1, .part = 0, .extent = i, .hash = hashes_[i]}));
+    }
+    (void)expect("complete", stream.complete());
+    daemon::SaveRequest request;
+    request.run_path = run_path_;
+    request.run_id = run_id_;
+    request.instance_nonce = 1;
+    request.sequence = ++sequence_;
+    request.state_json = "{\"format_version\": 1}";
+    const daemon::Snapshot snapshot{.plan = plan_, .slot = arena_.bytes(), .stream = stream};
+    auto committed = expect("save", daemon::save(io_, snapshot, request, hash_pool_));
+    previous_ = std::exchange(newest_, committed.checkpoint().path);
+  }
+
+  // What follows a save in a run that keeps one: its predecessor's file goes to the spool.
+  void retire_previous() {
+    if (!previous_) return;
+    (void)expect("retire", catalog::retire(io_, run_path_, *previous_,
+                                           {.file_count_max = 8, .bytes_max = 4 * plan_.bytes}));
+    previous_.reset();
+  }
+  void empty_spool() { (void)expect("empty spool", catalog::empty_spool(io_, run_path_)); }
+
+  std::string_view pages() const { return shm::name(pages_); }
+  bool is_registered() const { return is_registered_; }
+
+ private:
+  uring::IoBackend& io_;
+  std::string run_path_;
+  daemon::SnapshotPlan plan_;
+  shm::Arena arena_;
+  shm::PageKind pages_ = shm::PageKind::kUntouched;
+  std::vector<std::uint64_t> hashes_;
+  daemon::HashPool hash_pool_{1};
+  bool is_registered_ = false;
+  std::string run_id_;
+  std::uint64_t sequence_ = 0;
+  std::optional<std::string> newest_;
+  std::optional<std::string> previous_;
+};
+
+int run(const std::string& directory, std::uint64_t mib, std::size_t valid_rounds,
+        std::size_t commit_count) {
+  auto created = expect("backend", uring::create_backend({}));
+  uring::IoBackend& io = *created.backend;
+  const std::uint64_t bytes = mib << 20;
+
+  header_line("persist")
+      .add("bytes", bytes)
+      .add("io_backend", io.name())
+      .add("checksum", "xxh3-64 by 4 KiB leaves, checked after the write")
+      .print();
+  bool enough = true;
+  {
+    Saver saver(io, concat(directory, "/run"), bytes - kBlockBytes);
+    const raw::Memory memory(bytes);
+    const std::string raw_path = concat(directory, "/raw");
+    saver.save();
+    saver.save();
+    saver.retire_previous();
+    const auto calibrator = [&](const char* name, raw::FileState state) {
+      return Contender{
+          .name = name, .run = [&, state] {
+            return with_cpu_time([&] { return raw::write_seconds(raw_path, memory, state); });
+          }};
+    };
+    Contender recycled{.name = "persist_recycled",
+                       .run = [&] { return timed([&] { saver.save(); }); },
+                       .prepare = [&] { saver.retire_previous(); }};
+    Contender fresh{.name = "persist_fresh",
+                    .run = [&] { return timed([&] { saver.save(); }); },
+                    .prepare =
+                        [&] {
+                          saver.retire_previous();
+                          saver.empty_spool();
+                        }};
+    // After the fresh one the spool is empty, so a round's recycled save gets back what it gave.
+    Rounds rounds({.valid_rounds = valid_rounds},
+                  {calibrator("raw_write_reused", raw::FileState::kReused)},
+                  {std::move(recycled), calibrator("raw_write_fresh", raw::FileState::kFresh),
+                   std::move(fresh)});
+    enough = rounds.run();
+    JsonLine().add("pages", saver.pages()).add("registered", saver.is_registered()).print();
+    (void)rounds.summarise("persist_recycled/raw_write_reused", "persist_recycled",
+                           "raw_write_reused", 1 / 0.95);
+    (void)rounds.summarise("persist_fresh/raw_write_fresh", "persist_fresh", "raw_write_fresh",
+                           1.1);
+    (void)rounds.summarise("persist_fresh/raw_write_reused", "persist_fresh", "raw_write_reused",
+                           2.0);
+  }
+
+  // Latency: many small commits in turn with the raw one, medians compared.
+  Saver saver(io, concat(directory, "/small"), (std::uint64_t{1} << 20) - kBlockBytes);
+  const raw::Memory memory(std::size_t{1} << 20);
+  std::vector<double> ours;
+  std::vector<double> raw_seconds;
+  for (std::size_t i = 0; i < commit_count; ++i) {
+    raw_seconds.push_back(raw::commit_seconds(directory, memory));
+    ours.push_back(timed([&] { saver.save(); }).seconds);
+    saver.retire_previous();
+  }
+  std::vector<double> sorted = ours;
+  std::sort(sorted.begin(), sorted.end());
+  JsonLine()
+      .add("summary", "commit_1_mib/raw_commit")
+      .add("ratio", median(ours) / median(raw_seconds))
+      .add("p50_ms", 1e3 * median(ours))
+      .add("p99_ms", 1e3 * sorted[sorted.size() * 99 / 100])
+      .add("raw_p50_ms", 1e3 * median(raw_seconds))
+      .add("target_max", 2.5)
+      .print();
+  return enough ? 0 : 3;
+}
+
+}  // namespace
+}  // namespace stillframe::bench
+
+int main(int argc, char** argv) {
+  std::string path;
+  std::uint64_t mib = 2048;
+  std::size_t rounds = 7;
+  std::size_t commits = 200;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string name = argv[i];
+    if (name == "--path") path = argv[i + 1];
+    if (name == "--mib") mib = std::strtoull(argv[i + 1], nullptr, 10);
+    if (name == "--rounds") rounds = std::strtoull(argv[i + 1], nullptr, 10);
+    if (name == "--commits") commits = std::strtoull(argv[i + 1], nullptr, 10);
+  }
+  if (path.empty()) {
+    std::fputs("usage: persist_bench --path DIRECTORY [--mib N] [--rounds N] [--commits N]\n",
+               stderr);
+    return 2;
+  }
+  return stillframe::bench::run(path, mib, rounds, commits);
+}

@@ -1,0 +1,109 @@
+// What latest, best, a sequence, a step and a tag name. Pure: works on a scan.
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/text.h"
+#include "catalog/run.h"
+
+namespace stillframe::catalog {
+
+namespace {
+
+bool is_named(format::CheckpointName name, const std::vector<std::string>& tags,
+              const format::Selector& selector) {
+  switch (selector.kind) {
+    case format::Selector::Kind::kLatest: return true;
+    case format::Selector::Kind::kBest: return false;
+    case format::Selector::Kind::kSequence: return name.sequence == selector.sequence;
+    case format::Selector::Kind::kStep: return name.step == selector.step;
+    case format::Selector::Kind::kTag:
+      return std::find(tags.begin(), tags.end(), selector.tag) != tags.end();
+  }
+  return false;
+}
+
+std::string what_there_is(const RunContents& contents) {
+  std::string text;
+  if (contents.checkpoints.empty()) {
+    text = "it holds no checkpoint";
+  } else {
+    const Checkpoint& oldest = contents.checkpoints.front();
+    const Checkpoint& newest = contents.checkpoints.back();
+    text = concat("it holds ", contents.checkpoints.size(), " from sequence ",
+                  oldest.manifest.sequence, " (step ", oldest.manifest.step, ") to ",
+                  newest.manifest.sequence, " (step ", newest.manifest.step, ")");
+  }
+  if (!contents.damaged.empty()) {
+    text += concat(" and ", contents.damaged.size(), " damaged");
+  }
+  return text;
+}
+
+}  // namespace
+
+std::uint64_t Checkpoint::bytes() const noexcept {
+  std::uint64_t sum = 0;
+  for (const format::ManifestPart& part : manifest.parts) sum += part.bytes;
+  return sum;
+}
+
+const Checkpoint* RunContents::newest() const noexcept {
+  return checkpoints.empty() ? nullptr : &checkpoints.back();
+}
+
+const Checkpoint* RunContents::best(const format::BestRule* rule) const noexcept {
+  if (rule == nullptr && !checkpoints.empty() && checkpoints.back().manifest.best_rule) {
+    rule = &*checkpoints.back().manifest.best_rule;
+  }
+  if (rule == nullptr) return nullptr;
+
+  const Checkpoint* best = nullptr;
+  double best_value = 0;
+  for (const Checkpoint& checkpoint : checkpoints) {
+    const auto metric = checkpoint.manifest.metrics.find(rule->metric);
+    if (metric == checkpoint.manifest.metrics.end() || std::isnan(metric->second)) continue;
+    const double value = metric->second;
+    // Oldest first, so that "not worse" lets the newest win a tie.
+    const bool is_not_worse =
+        rule->mode == format::BestMode::kMin ? value <= best_value : value >= best_value;
+    if (best == nullptr || is_not_worse) {
+      best = &checkpoint;
+      best_value = value;
+    }
+  }
+  return best;
+}
+
+Result<const Checkpoint*> select(const RunContents& contents, const format::Selector& selector) {
+  const Checkpoint* found = nullptr;
+  if (selector.kind == format::Selector::Kind::kBest) {
+    found = contents.best();
+  } else {
+    for (const Checkpoint& checkpoint : contents.checkpoints) {
+      const format::CheckpointName name{.sequence = checkpoint.manifest.sequence,
+                                        .step = checkpoint.manifest.step};
+      if (is_named(name, checkpoint.tags, selector)) found = &checkpoint;
+    }
+  }
+  if (found != nullptr) return found;
+
+  for (const DamagedCheckpoint& damaged : contents.damaged) {
+    if (!is_named(damaged.name, damaged.tags, selector)) continue;
+    return Error(Code::kDataLoss, concat(contents.path, '@', format::to_text(selector), ": ",
+                                         damaged.path, ": ", damaged.reason.message()));
+  }
+  if (selector.kind == format::Selector::Kind::kTag &&
+      std::find(contents.damaged_tags.begin(), contents.damaged_tags.end(), selector.tag) !=
+          contents.damaged_tags.end()) {
+    return Error(Code::kDataLoss,
+                 concat(contents.path, ": the file of tag ", selector.tag, " is damaged"));
+  }
+  if (contents.run_id.empty()) {
+    return Error(Code::kNotFound, concat(contents.path, " is not a run of Stillframe"));
+  }
+  return Error(Code::kNotFound, concat(contents.path, '@', format::to_text(selector),
+                                       ": no such checkpoint; ", what_there_is(contents)));
+}
+
+}  // namespace stillframe::catalog

@@ -1,0 +1,95 @@
+#include "cli/run_access.h"
+
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "base/text.h"
+#include "catalog/change.h"
+#include "catalog/run_lock.h"
+#include "cli/daemon_call.h"
+
+namespace stillframe::cli {
+
+namespace {
+
+constexpr int kChangeTimeoutMs = 30'000;
+
+}  // namespace
+
+Result<Address> read_address(std::string_view text) {
+  auto parsed = format::parse_address(text);
+  if (!parsed) return std::move(parsed).error();
+  while (text.size() > 1 && text.ends_with('/')) text.remove_suffix(1);
+  const bool is_run_alone = parsed->run_path == text;
+  return Address{.run_path = std::move(parsed->run_path),
+                 .selector = std::move(parsed->selector),
+                 .is_run_alone = is_run_alone};
+}
+
+Result<catalog::RunContents> open_run(Tool& tool, const std::string& run_path) {
+  auto io = tool.io();
+  if (!io) return std::move(io).error();
+  auto contents = catalog::read_run(**io, run_path);
+  if (!contents) return std::move(contents).error();
+  if (contents->run_id.empty() && contents->checkpoints.empty() && contents->damaged.empty()) {
+    return Error(Code::kNotFound, concat(run_path,
+                                         " is not a run; give the directory that the "
+                                         "Checkpointer was given"));
+  }
+  return contents;
+}
+
+Result<Chosen> open_checkpoint(Tool& tool, const std::string& text) {
+  auto address = read_address(text);
+  if (!address) return std::move(address).error();
+  auto run = open_run(tool, address->run_path);
+  if (!run) return std::move(run).error();
+  auto found = catalog::select(*run, address->selector);
+  if (!found) {
+    return Error(found.error().code(),
+                 concat(found.error().message(), "; see: stillframe ls ", address->run_path));
+  }
+  catalog::Checkpoint checkpoint = **found;
+  return Chosen{.run = *std::move(run), .checkpoint = std::move(checkpoint)};
+}
+
+Status change_run(Tool& tool, const std::string& run_path,
+                  const std::function<Status(uring::IoBackend&)>& here,
+                  shm::wire::MessageT at_the_daemon) {
+  auto io = tool.io();
+  if (!io) return std::move(io).error();
+  auto lock = catalog::RunLock::acquire(run_path, tool.rng().next());
+  if (lock) {
+    auto changed = here(**io);
+    if (!changed) return changed;
+    if (auto contents = catalog::read_run(**io, run_path)) catalog::refresh_links(**io, *contents);
+    return ok();
+  }
+  if (lock.error().code() != Code::kUnavailable) return std::move(lock).error();
+
+  auto answer = call_daemon(tool, std::move(at_the_daemon), kChangeTimeoutMs);
+  if (answer) return ok();
+  if (answer.error().code() == Code::kNotFound) {
+    return Error(Code::kUnavailable,
+                 concat(lock.error().message(), "; asked its daemon: ", answer.error().message()));
+  }
+  return std::move(answer).error();
+}
+
+Status put_tag(Tool& tool, const std::string& run_path, const std::string& tag,
+               std::uint64_t sequence) {
+  std::error_code failed;
+  shm::wire::SetTagT request;
+  request.run_path = std::filesystem::canonical(run_path, failed).string();
+  request.tag = tag;
+  request.sequence = sequence;
+  if (failed) return Error(Code::kNotFound, concat(run_path, ": ", failed.message()));
+  const auto here = [&](uring::IoBackend& io) {
+    return sequence == 0 ? catalog::remove_tag(io, run_path, tag)
+                         : catalog::set_tag(io, run_path, tag, sequence);
+  };
+  return change_run(tool, run_path, here, shm::make_message(0, std::move(request)));
+}
+
+}  // namespace stillframe::cli

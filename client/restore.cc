@@ -1,0 +1,329 @@
+#include "client/restore.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <deque>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/os_error.h"
+#include "base/text.h"
+#include "catalog/run.h"
+#include "client/quiet_thread.h"
+#include "format/manifest.h"
+#include "format/names.h"
+
+namespace stillframe::client {
+
+namespace {
+
+// Four blocks are in flight while each of two threads empties one: 6 x 4 MiB = 24 MiB.
+constexpr std::size_t kStagingBlockCount = catalog::kReadDepth + 2;
+constexpr std::uint64_t kLendTimeoutMs = 5'000;
+// Below it a second thread is not worth its start.
+constexpr std::uint64_t kHelpBytesMin = std::uint64_t{8} << 20;
+
+Result<Mapping> map_anonymous(std::size_t bytes) {
+  // Two MiB more, so that an aligned piece can be had without a second try.
+  void* const address = ::mmap(nullptr, bytes + kHugePageBytes, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (address == MAP_FAILED) return os_error(concat("map ", bytes, " bytes of staging"), errno);
+  Mapping mapping(address, bytes + kHugePageBytes);
+  (void)::madvise(address, bytes + kHugePageBytes, MADV_HUGEPAGE);
+  return mapping;
+}
+
+Bytes aligned_part(const Mapping& mapping) {
+  const Bytes all = mapping.bytes();
+  const auto address = reinterpret_cast<std::uintptr_t>(all.data());
+  const std::size_t skip = round_up(address, kHugePageBytes) - address;
+  return all.subspan(skip, all.size() - kHugePageBytes);
+}
+
+Error extent_damage(const catalog::OpenPart& part, std::uint64_t offset, std::size_t bytes) {
+  return Error(Code::kDataLoss, concat(part.file_name, " extent ", offset / kExtentBytes,
+                                       " (offset ", offset, ", ", bytes, " bytes): hash differs"));
+}
+
+// Verifies consecutive extents of a part that begin at `offset` and gives them to their targets.
+Status restore_extents(const catalog::OpenPart& part, std::span<const kernels::Target> targets,
+                       kernels::CopyKernel kernel, std::uint64_t offset, ConstBytes bytes) {
+  for (std::size_t done = 0; done < bytes.size(); done += kExtentBytes) {
+    const ConstBytes extent = bytes.subspan(done, std::min(kExtentBytes, bytes.size() - done));
+    const std::uint64_t begin = offset + done;
+    if (!kernels::restore_extent(kernel, extent, begin, part.extent_hashes[begin / kExtentBytes],
+                                 targets, 0)) {
+      return extent_damage(part, begin, extent.size());
+    }
+  }
+  return ok();
+}
+
+// Blocks on their way between the thread that reads them and the threads that empty them.
+class BlockExchange {
+ public:
+  // Reader: gives a block out, takes emptied ones back. False: somebody has failed.
+  bool offer(const catalog::ReadBlock& block) {
+    const std::lock_guard lock(mutex_);
+    full_.push_back(block);
+    changed_.notify_all();
+    return !failure_;
+  }
+  // With `waits`, until one is there or somebody failed.
+  std::vector<catalog::ReadBlock> take_emptied(bool waits) {
+    std::unique_lock lock(mutex_);
+    if (waits) changed_.wait(lock, [this] { return !emptied_.empty() || failure_; });
+    return std::exchange(emptied_, {});
+  }
+  void finish(Status status) {
+    const std::lock_guard lock(mutex_);
+    if (!status && !failure_) failure_ = std::move(status).error();
+    is_finished_ = true;
+    changed_.notify_all();
+  }
+  bool has_failed() {
+    const std::lock_guard lock(mutex_);
+    return failure_.has_value();
+  }
+
+  // Emptier: nullopt once there will be no more.
+  std::optional<catalog::ReadBlock> take_full() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !full_.empty() || is_finished_ || failure_; });
+    if (failure_ || full_.empty()) return std::nullopt;
+    const catalog::ReadBlock block = full_.front();
+    full_.pop_front();
+    return block;
+  }
+  void give_back(const catalog::ReadBlock& block, Status status) {
+    const std::lock_guard lock(mutex_);
+    emptied_.push_back(block);
+    if (!status && !failure_) failure_ = std::move(status).error();
+    changed_.notify_all();
+  }
+
+  std::optional<Error> failure() {
+    const std::lock_guard lock(mutex_);
+    return failure_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<catalog::ReadBlock> full_;
+  std::vector<catalog::ReadBlock> emptied_;
+  std::optional<Error> failure_;
+  bool is_finished_ = false;
+};
+
+// On the backend's thread: reads all that is wanted.
+void read_blocks(uring::IoBackend& io, const catalog::OpenCheckpoint& checkpoint,
+                 const RestorePlan& plan, Bytes staging, BlockExchange& exchange) {
+  catalog::BlockReader reader(io, checkpoint, plan.wanted, staging);
+  for (;;) {
+    const bool is_starved = reader.starved();
+    for (const catalog::ReadBlock& block : exchange.take_emptied(is_starved)) {
+      reader.recycle(block);
+    }
+    if (exchange.has_failed()) break;
+    if (reader.starved()) continue;
+    auto block = reader.next();
+    if (!block) {
+      exchange.finish(std::move(block).error());
+      return;
+    }
+    if (!*block) break;
+    if (!exchange.offer(**block)) break;
+  }
+  exchange.finish(ok());
+}
+
+// The JSON of a header without its length and its padding.
+std::string header_json(const std::string& header) {
+  std::string_view json = header;
+  json.remove_prefix(std::min<std::size_t>(json.size(), 8));
+  while (!json.empty() && json.back() == ' ') json.remove_suffix(1);
+  return std::string(json);
+}
+
+}  // namespace
+
+CheckpointReader::CheckpointReader(std::unique_ptr<IoOwner> io, std::weak_ptr<Session> session)
+    : owner_pid_(::getpid()), io_(std::move(io)), session_(std::move(session)) {}
+
+CheckpointReader::~CheckpointReader() {
+  io_->run([this](uring::IoBackend& io) {
+    if (staging_) io.unregister_memory(aligned_part(staging_));
+    checkpoint_.reset();
+  });
+}
+
+Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open(
+    const std::string& run_path, const std::string& selector,
+    const std::shared_ptr<Session>& session) {
+  auto parsed = format::parse_selector(selector);
+  if (!parsed) return std::move(parsed).error();
+  auto io = IoOwner::start();
+  if (!io) return std::move(io).error();
+  std::unique_ptr<CheckpointReader> reader(new CheckpointReader(*std::move(io), session));
+
+  Status opened = ok();
+  reader->io_->run([&](uring::IoBackend& backend) {
+    opened = [&]() -> Status {
+      auto contents = catalog::read_run(backend, run_path);
+      if (!contents) return std::move(contents).error();
+      auto selected = catalog::select(*contents, *parsed);
+      if (!selected) return std::move(selected).error();
+      auto checkpoint = catalog::OpenCheckpoint::open(backend, **selected);
+      if (!checkpoint) return std::move(checkpoint).error();
+      auto state = checkpoint->read_state(0);
+      if (!state) return std::move(state).error();
+      reader->state_ = *std::move(state);
+      reader->checkpoint_.emplace(*std::move(checkpoint));
+      return ok();
+    }();
+  });
+  if (!opened) return std::move(opened).error();
+  const catalog::OpenCheckpoint& checkpoint = *reader->checkpoint_;
+  reader->manifest_text_ = format::encode_manifest(checkpoint.checkpoint().manifest);
+  for (const catalog::OpenPart& part : checkpoint.parts()) {
+    reader->headers_.push_back(header_json(part.image.header));
+  }
+  reader->index_.emplace(checkpoint.parts());
+  return reader;
+}
+
+Result<CheckpointReader::Stats> CheckpointReader::read(std::span<const sf_target> targets) {
+  const std::lock_guard lock(mutex_);
+  const auto plan = plan_restore(checkpoint_->parts(), *index_, targets);
+  if (!plan) return plan.error();
+  Stats stats{.is_from_memory = false, .bytes = plan->bytes};
+  if (plan->wanted.empty()) return stats;
+  auto from_memory = read_from_memory(*plan);
+  if (!from_memory) return std::move(from_memory).error();
+  stats.is_from_memory = *from_memory;
+  if (stats.is_from_memory) return stats;
+  auto read = read_from_disk(*plan);
+  if (!read) return std::move(read).error();
+  return stats;
+}
+
+// --- From the slot -------------------------------------------------------------------------------
+
+bool CheckpointReader::is_layout_of(const Session& session) const {
+  const Layout* const layout = session.layout();
+  const auto& parts = checkpoint_->parts();
+  if (layout == nullptr || layout->parts.size() != parts.size()) return false;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const format::PartImage& image = layout->parts[i].image;
+    if (image.bytes != parts[i].bytes || image.header != parts[i].image.header ||
+        image.name != parts[i].image.name) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// False: not there, or not what the checksums on the disk say. Then the disk is read.
+Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan) {
+  const std::shared_ptr<Session> session = session_.lock();
+  if (!session || !is_layout_of(*session)) return false;
+  const auto lent = session->lend(checkpoint_->checkpoint().manifest.sequence,
+                                  Deadline::after_ms(kLendTimeoutMs));
+  if (!lent) return false;
+
+  std::vector<catalog::ExtentRange> extents;
+  for (const catalog::ExtentRange& range : plan.wanted) {
+    for (std::uint64_t i = 0; i < range.extent_count; ++i) {
+      extents.push_back(
+          {.part = range.part, .first_extent = range.first_extent + i, .extent_count = 1});
+    }
+  }
+  std::atomic<std::size_t> next = 0;
+  std::atomic<bool> is_damaged = false;
+  const auto work = [&] {
+    while (!is_damaged.load(std::memory_order_relaxed)) {
+      const std::size_t taken = next.fetch_add(1, std::memory_order_relaxed);
+      if (taken >= extents.size()) return;
+      const std::size_t part_index = extents[taken].part;
+      const catalog::OpenPart& part = checkpoint_->parts()[part_index];
+      const std::uint64_t offset = extents[taken].first_extent * kExtentBytes;
+      const std::uint64_t bytes = std::min<std::uint64_t>(kExtentBytes, part.bytes - offset);
+      const ConstBytes extent =
+          lent->bytes.subspan(session->layout()->parts[part_index].slot_offset + offset, bytes);
+      if (!restore_extents(part, plan.targets_by_part[part_index], session->kernel(), offset,
+                           extent)) {
+        is_damaged.store(true, std::memory_order_relaxed);
+      }
+    }
+  };
+  Result<std::thread> helper = std::thread();
+  if (plan.bytes >= kHelpBytesMin) helper = start_quiet_thread("sf-restore", work);
+  work();
+  if (helper && helper->joinable()) helper->join();
+  session->give_back(*lent, Deadline::after_ms(kLendTimeoutMs));
+  return !is_damaged.load();
+}
+
+// --- From the drive ------------------------------------------------------------------------------
+
+Status CheckpointReader::make_staging(const RestorePlan& plan) {
+  // A range may begin anywhere, so each may end in a block that is not full.
+  const std::uint64_t block_count = plan.bytes / catalog::kReadBlockBytes + plan.wanted.size();
+  const std::size_t bytes =
+      std::min<std::uint64_t>(block_count, kStagingBlockCount) * catalog::kReadBlockBytes;
+  if (staging_ && aligned_part(staging_).size() >= bytes) return ok();
+  auto mapping = map_anonymous(bytes);
+  if (!mapping) return std::move(mapping).error();
+  io_->run([&](uring::IoBackend& io) {
+    if (staging_) io.unregister_memory(aligned_part(staging_));
+    staging_ = *std::move(mapping);
+    // Refused where locked memory is scarce; costs CPU, no more.
+    (void)io.register_memory(aligned_part(staging_));
+  });
+  return ok();
+}
+
+kernels::CopyKernel CheckpointReader::kernel() const {
+  if (const std::shared_ptr<Session> session = session_.lock()) return session->kernel();
+  // Nothing was measured here, and to measure takes longer than it gains beside a drive: of the
+  // forms that are never slow, the widest.
+  kernels::CopyKernel widest;
+  for (const kernels::CopyKernel kernel : kernels::runnable_kernels()) {
+    if (kernel.form == kernels::CopyForm::kSequential) widest = kernel;
+  }
+  return widest;
+}
+
+Status CheckpointReader::read_from_disk(const RestorePlan& plan) {
+  auto staged = make_staging(plan);
+  if (!staged) return staged;
+  const kernels::CopyKernel copy_kernel = kernel();
+  BlockExchange exchange;
+  io_->post([&](uring::IoBackend& io) {
+    read_blocks(io, *checkpoint_, plan, aligned_part(staging_), exchange);
+  });
+  const auto empty_blocks = [&] {
+    while (const auto block = exchange.take_full()) {
+      exchange.give_back(*block, restore_extents(checkpoint_->parts()[block->part],
+                                                 plan.targets_by_part[block->part], copy_kernel,
+                                                 block->offset, block->bytes));
+    }
+  };
+  Result<std::thread> helper = std::thread();
+  if (plan.bytes >= kHelpBytesMin) helper = start_quiet_thread("sf-restore", empty_blocks);
+  empty_blocks();
+  if (helper && helper->joinable()) helper->join();
+  io_->wait();
+  if (auto failure = exchange.failure()) return *std::move(failure);
+  return ok();
+}
+
+}  // namespace stillframe::client

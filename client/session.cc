@@ -1,0 +1,656 @@
+#include "client/session.h"
+
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/mapping.h"
+#include "base/step.h"
+#include "base/text.h"
+#include "format/json.h"
+
+namespace stillframe::client {
+
+namespace wire = shm::wire;
+
+namespace {
+
+// What a healthy daemon takes at most for what it need not wait for.
+constexpr std::uint64_t kReplyTimeoutMs = 5'000;
+constexpr std::uint64_t kConnectTimeoutMs = 10'000;
+constexpr std::uint64_t kSendTimeoutMs = 2'000;
+constexpr std::uint64_t kFirstSaveWaitMs = 60'000;
+// A dead predecessor's end reaches the daemon a moment after a restarted trainer does.
+constexpr std::uint64_t kTakeoverMs = 2'000;
+constexpr int kTakeoverPauseMs = 20;
+constexpr std::size_t kScratchBytes = std::size_t{8} << 20;
+constexpr std::size_t kReadySlotCountMax = 64;
+constexpr std::uint32_t kSlotCountMax = 64;
+// A dial that took longer than this and failed is not repeated for ten times as long.
+constexpr std::int64_t kSlowDialNs = 1'000'000'000;
+constexpr std::int64_t kDialPauseNsMax = 60'000'000'000;
+
+Error protocol_error(const char* what) {
+  return Error(Code::kUnavailable, concat("the daemon broke the protocol: ", what));
+}
+
+Error gone_error() { return Error(Code::kUnavailable, "not connected to a daemon"); }
+
+kernels::CopyKernel choose_kernel(const Clock& clock) {
+  void* const address = ::mmap(nullptr, 2 * kScratchBytes, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (address == MAP_FAILED) return kernels::runnable_kernels().back();
+  const Mapping scratch(address, 2 * kScratchBytes);
+  return kernels::choose_kernel(clock, scratch.bytes().first(kScratchBytes),
+                                scratch.bytes().subspan(kScratchBytes));
+}
+
+// How long the daemon may look for a slot: the first save also waits for the arena's pages.
+std::uint64_t slot_wait_ms(const Session::SaveRequest& request, bool is_first) {
+  return is_first ? std::max<std::uint64_t>(kFirstSaveWaitMs, request.busy_timeout_ms)
+                  : request.busy_timeout_ms;
+}
+
+bool is_same_file(int a, int b) {
+  struct stat first = {};
+  struct stat second = {};
+  return ::fstat(a, &first) == 0 && ::fstat(b, &second) == 0 && first.st_dev == second.st_dev &&
+         first.st_ino == second.st_ino;
+}
+
+}  // namespace
+
+Session::Session(SessionOptions options)
+    : options_(std::move(options)),
+      owner_pid_(::getpid()),
+      engine_(options_.copier_count != 0 ? options_.copier_count : default_copier_count()) {}
+
+Session::~Session() {
+  // Without close(): the daemon learns of it as of a death.
+  engine_.stop(Error(Code::kCancelled, "the session was closed"));
+  if (const auto open = connection()) {
+    open->set_handlers({});
+    open->drop(Error(Code::kCancelled, "the session was closed"));
+  }
+}
+
+Result<std::shared_ptr<Session>> Session::attach(SessionOptions options, Deadline deadline) {
+  std::shared_ptr<Session> session(new Session(std::move(options)));
+  auto connected = session->connect(deadline);
+  if (!connected) return std::move(connected).error();
+  session->kernel_ = choose_kernel(session->clock_);
+  return session;
+}
+
+// --- Connecting ----------------------------------------------------------------------------------
+
+Status Session::connect(Deadline deadline) {
+  const std::int64_t begin_ns = clock_.monotonic_ns();
+  auto dialled = dial(options_.dial, rng_, deadline);
+  if (!dialled) {
+    const std::int64_t duration_ns = clock_.monotonic_ns() - begin_ns;
+    dial_again_ns_ = 0;
+    if (duration_ns >= kSlowDialNs) {
+      dial_error_ = dialled.error();
+      dial_again_ns_ = clock_.monotonic_ns() + std::min(10 * duration_ns, kDialPauseNsMax);
+    }
+    return std::move(dialled).error();
+  }
+  socket_path_ = std::move(dialled->socket_path);
+  daemon_version_ = std::move(dialled->daemon_version);
+  const std::shared_ptr<Connection> fresh = std::move(dialled->connection);
+  auto attached = attach_run(*fresh, deadline);
+  if (!attached) return attached;
+  {
+    const std::lock_guard lock(mutex_);
+    connection_ = fresh;
+    layout_id_ = 0;
+    ready_slots_.clear();
+  }
+  fresh->set_handlers(
+      {.on_message = [this](wire::MessageT message) { on_message(std::move(message)); },
+       .on_gone = [this](const Error& reason) { on_gone(reason); }});
+  return ok();
+}
+
+Status Session::attach_run(Connection& connection, Deadline deadline) {
+  const Deadline takeover = deadline.earlier_of(Deadline::after_ms(kTakeoverMs));
+  for (;;) {
+    auto reply = connection.call(shm::make_message(0, options_.attach), {}, deadline);
+    if (reply) {
+      const wire::AttachReplyT* const answer = reply->message.body.AsAttachReply();
+      if (answer == nullptr) return protocol_error("no AttachReply");
+      // Those of the first attach: the caller may hold the text until the session ends.
+      if (!is_attached_) {
+        for (const std::string& warning : answer->warnings) {
+          warnings_ += concat(warnings_.empty() ? "" : "\n", warning);
+        }
+      }
+      is_attached_ = true;
+      return ok();
+    }
+    if (reply.error().code() != Code::kUnavailable || !connection.is_open() ||
+        takeover.has_passed()) {
+      return std::move(reply).error();
+    }
+    (void)::poll(nullptr, 0, std::min(kTakeoverPauseMs, takeover.rest_ms()));
+  }
+}
+
+Status Session::ensure_connected(Deadline deadline) {
+  const auto current = connection();
+  if (current) current->take_in();
+  if (current && current->is_open()) return ok();
+  if (capturing_) {
+    // Its ticket has failed with the daemon; nothing may write to the slot when the arena goes.
+    engine_.stop(gone_error());
+    capturing_.reset();
+  }
+  if (dial_again_ns_ > clock_.monotonic_ns()) return *dial_error_;
+  auto connected = connect(deadline);
+  if (!connected) return connected;
+  if (!layout_) return ok();
+  const std::shared_ptr<const Layout> wanted = layout_;
+  auto registered = send_layout(wanted, deadline);
+  if (!registered) {
+    // Attached without its layout it is of no use; the next attempt begins afresh.
+    layout_ = wanted;
+    connection()->drop(registered.error());
+  }
+  return registered;
+}
+
+std::shared_ptr<Connection> Session::connection() const {
+  const std::lock_guard lock(mutex_);
+  return connection_;
+}
+
+void Session::on_message(wire::MessageT message) {
+  if (const wire::SaveEndedT* const ended = message.body.AsSaveEnded(); ended != nullptr) {
+    std::optional<Error> failure;
+    if (ended->failure) failure = shm::from_wire(*ended->failure);
+    const std::uint64_t ticket = tickets_.set_ended(ended->ticket, failure, ended->durable_ns);
+    if (failure && ticket != 0) engine_.abort(ticket, *failure);
+    return;
+  }
+  if (const wire::SlotReadyT* const ready = message.body.AsSlotReady(); ready != nullptr) {
+    const std::lock_guard lock(mutex_);
+    if (ready_slots_.size() < kReadySlotCountMax) {
+      ready_slots_.push_back(
+          {.layout_id = ready->layout_id, .slot = ready->slot, .page_kind = ready->page_kind});
+    }
+  }
+  // What a newer daemon says beside these concerns newer clients.
+}
+
+void Session::on_gone(const Error& reason) {
+  tickets_.set_all_failed(
+      Error(Code::kUnavailable,
+            concat("the daemon was lost before the save was durable: ", reason.message()),
+            reason.native()));
+  engine_.abort(reason);
+}
+
+// --- Layout --------------------------------------------------------------------------------------
+
+Status Session::register_layout(std::span<const sf_part> parts, Deadline deadline) {
+  if (capturing_) {
+    return Error(Code::kInvalidArgument, "layout: a capture is neither published nor voided");
+  }
+  if (layout_ && is_same_layout(*layout_, parts)) {
+    const auto current = connection();
+    if (current && current->is_open()) return ok();
+  }
+  auto layout = make_layout(parts);
+  if (!layout) return std::move(layout).error();
+  const std::shared_ptr<const Layout> before = std::exchange(layout_, nullptr);
+  auto connected = ensure_connected(deadline);
+  if (!connected) {
+    layout_ = before;
+    return connected;
+  }
+  return send_layout(*layout, deadline);
+}
+
+Status Session::send_layout(const std::shared_ptr<const Layout>& layout, Deadline deadline) {
+  layout_ = nullptr;
+  sources_ = nullptr;
+  const auto current = connection();
+  if (!current) return gone_error();
+  auto blob = shm::make_sealed_memfd("stillframe-layout", layout->blob);
+  if (!blob) return std::move(blob).error();
+  {
+    const std::lock_guard lock(mutex_);
+    ready_slots_.clear();
+    layout_id_ = 0;
+  }
+  std::vector<int> fds = {blob->get()};
+  if (arena_) fds.push_back(arena_->fd());
+  wire::RegisterLayoutT request;
+  request.layout_bytes = layout->blob.size();
+  auto reply = current->call(shm::make_message(0, std::move(request)), fds, deadline);
+  // The daemon may have gone on to the new layout: only a fresh connection puts us together again.
+  const auto fail = [&current](const Error& error) {
+    current->drop(error);
+    return error;
+  };
+  if (!reply) return std::move(reply).error();
+  const wire::LayoutReplyT* const answer = reply->message.body.AsLayoutReply();
+  if (answer == nullptr || reply->fds.size() != 3) return fail(protocol_error("no LayoutReply"));
+  if (answer->slot_count == 0 || answer->slot_count > kSlotCountMax ||
+      answer->slot_bytes < layout->slot_bytes || answer->slot_bytes % kHugePageBytes != 0 ||
+      answer->slot_bytes > (std::uint64_t{1} << 62) / kSlotCountMax ||
+      answer->ring_capacity < layout->extent_count) {
+    return fail(protocol_error("slots that do not fit the layout"));
+  }
+  auto ring = shm::RingProducer::open(std::move(reply->fds[1]), std::move(reply->fds[2]),
+                                      answer->ring_capacity);
+  if (!ring) return fail(ring.error());
+  auto mapped = map_arena(std::move(reply->fds[0]), *answer);
+  if (!mapped) return fail(mapped.error());
+  engine_.set_ring(*std::move(ring));
+  layout_ = layout;
+  sources_ = std::make_unique<CaptureSources>(layout);
+  const std::lock_guard lock(mutex_);
+  layout_id_ = answer->layout_id;
+  return ok();
+}
+
+Status Session::map_arena(UniqueFd memory, const wire::LayoutReplyT& reply) {
+  const std::uint64_t bytes = reply.slot_bytes * reply.slot_count;
+  const bool is_kept =
+      arena_ && arena_->bytes().size() == bytes && is_same_file(arena_->fd(), memory.get());
+  if (is_kept && slot_bytes_ == reply.slot_bytes) return ok();
+  if (!is_kept) {
+    // Before the new one is mapped: together they may be more than there is.
+    arena_.reset();
+    auto arena = shm::Arena::adopt(std::move(memory), bytes);
+    if (!arena) return std::move(arena).error();
+    arena_.emplace(*std::move(arena));
+  }
+  slot_bytes_ = reply.slot_bytes;
+  slots_.assign(reply.slot_count, Slot());
+  return ok();
+}
+
+bool Session::has_ready_slot() const {
+  const std::lock_guard lock(mutex_);
+  return std::ranges::any_of(
+      ready_slots_, [this](const ReadySlot& ready) { return ready.layout_id == layout_id_; });
+}
+
+Bytes Session::slot_bytes_of(std::uint32_t slot) const {
+  return arena_->bytes().subspan(slot * slot_bytes_, slot_bytes_);
+}
+
+// --- Save ----------------------------------------------------------------------------------------
+
+Result<std::uint64_t> Session::begin_save(const SaveRequest& request,
+                                          std::span<const sf_source> tensors) {
+  const std::int64_t begin_ns = clock_.monotonic_ns();
+  if (capturing_) {
+    return Error(Code::kInvalidArgument, concat("save: the capture of ticket ", capturing_->ticket,
+                                                " is neither published nor voided; one at a time"));
+  }
+  if (!layout_) return Error(Code::kInvalidArgument, "save: register a layout first");
+  STEP("client begin save");
+  auto connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
+  if (!connected) return std::move(connected).error();
+  // Before the daemon gives a slot away for it.
+  auto filled = sources_->fill(tensors);
+  if (!filled) return std::move(filled).error();
+
+  bool is_first = !has_ready_slot();
+  const std::int64_t asked_ns = clock_.monotonic_ns();
+  const std::uint64_t wait_ms = slot_wait_ms(request, is_first);
+  const Deadline deadline = Deadline::after_ms(wait_ms + kReplyTimeoutMs);
+  auto reply = ask_for_slot(request, wait_ms, deadline);
+  if (!reply && !connection()->is_open() && !deadline.has_passed()) {
+    // The daemon had died, which only the attempt to talk to it told.
+    connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
+    if (!connected) return std::move(connected).error();
+    filled = sources_->fill(tensors);
+    if (!filled) return std::move(filled).error();
+    is_first = true;
+    const std::uint64_t again_ms = slot_wait_ms(request, is_first);
+    reply = ask_for_slot(request, again_ms, Deadline::after_ms(again_ms + kReplyTimeoutMs));
+  }
+  if (!reply) return std::move(reply).error();
+  capturing_ = Capturing{
+      .ticket = 0, .daemon_ticket = reply->ticket, .slot = reply->slot, .check = request.check};
+  const std::int64_t accepted_ns = clock_.monotonic_ns();
+  auto populated = populate(reply->slot);
+  if (!populated) {
+    (void)end_capture(populated.error());
+    return std::move(populated).error();
+  }
+
+  SaveInfo save;
+  save.daemon_ticket = reply->ticket;
+  save.sequence = reply->sequence;
+  save.step = request.step;
+  save.bytes = layout_->bytes;
+  save.begin_ns = begin_ns;
+  save.accepted_ns = accepted_ns;
+  save.first_save_wait_ns = clock_.monotonic_ns() - accepted_ns;
+  if (is_first) {
+    save.first_save_wait_ns += accepted_ns - asked_ns;
+  } else {
+    save.busy_wait_ns = static_cast<std::int64_t>(reply->busy_wait_ns);
+  }
+  const std::uint64_t ticket = tickets_.add(std::move(save));
+  capturing_->ticket = ticket;
+  if (request.capture == SF_CAPTURE_LAZY) {
+    sources_->copy_eager(tensors, slot_bytes_of(reply->slot));
+  }
+  engine_.begin({.sources = sources_.get(),
+                 .slot = slot_bytes_of(reply->slot),
+                 .kernel = kernel_,
+                 .ticket = ticket,
+                 .daemon_ticket = reply->ticket});
+  // A save that the daemon gave up before the capture even began.
+  if (const auto known = tickets_.find(ticket); known && known->failure) {
+    engine_.abort(ticket, *known->failure);
+  }
+  if (request.capture == SF_CAPTURE_EAGER) {
+    auto finished = finish_eager(ticket);
+    if (!finished) return std::move(finished).error();
+  }
+  tickets_.set_begin_call_ns(ticket, clock_.monotonic_ns() - begin_ns);
+  return ticket;
+}
+
+Result<wire::BeginSaveReplyT> Session::ask_for_slot(const SaveRequest& request,
+                                                    std::uint64_t wait_ms, Deadline deadline) {
+  const auto current = connection();
+  if (!current) return gone_error();
+  auto state = shm::make_sealed_memfd("stillframe-state", request.state_json);
+  if (!state) return std::move(state).error();
+  wire::BeginSaveT message;
+  message.step = request.step;
+  for (const auto& [name, value] : request.metrics) {
+    auto metric = std::make_unique<wire::MetricT>();
+    metric->name = name;
+    metric->value = value;
+    message.metrics.push_back(std::move(metric));
+  }
+  message.state_bytes = request.state_json.size();
+  message.has_pickle = request.has_pickle;
+  message.busy_timeout_ms = static_cast<std::uint32_t>(wait_ms);
+  const int fds[] = {state->get()};
+  auto reply = current->call(shm::make_message(0, std::move(message)), fds, deadline);
+  // One that comes too late would be a save that nobody captures: the connection goes with it.
+  if (!reply) return std::move(reply).error();
+  const wire::BeginSaveReplyT* const answer = reply->message.body.AsBeginSaveReply();
+  if (answer == nullptr || answer->slot >= slots_.size()) {
+    const Error error = protocol_error("no BeginSaveReply, or one with a slot that does not exist");
+    current->drop(error);
+    return error;
+  }
+  return *answer;
+}
+
+// Fills our page table for a slot at its first use: the copy would otherwise meet each page by a
+// fault, and one without memory behind it would end the trainer.
+Status Session::populate(std::uint32_t slot) {
+  if (slots_[slot].is_populated) return ok();
+  auto populated = arena_->populate(slot * slot_bytes_, slot_bytes_);
+  if (populated) slots_[slot].is_populated = true;
+  return populated;
+}
+
+// Everything is copied and captured before this returns; the calling thread copies too.
+Status Session::finish_eager(std::uint64_t ticket) {
+  constexpr std::uint64_t kPatienceMs = 10'000;
+  for (;;) {
+    auto progress = engine_.step(ticket, true, Deadline::after_ms(kPatienceMs).time());
+    if (!progress) {
+      (void)end_capture(progress.error());
+      return std::move(progress).error();
+    }
+    if (*progress == CaptureEngine::Progress::kDone) return end_capture(std::nullopt);
+    if (*progress == CaptureEngine::Progress::kMoved) continue;
+    const Error stuck(Code::kInternal, "a copier did not finish its extent");
+    (void)end_capture(stuck);
+    return stuck;
+  }
+}
+
+// Tells the daemon and the ticket how the capture ended. Afterwards nothing touches the sources.
+Status Session::end_capture(std::optional<Error> failure) {
+  const Capturing capturing = *std::exchange(capturing_, std::nullopt);
+  if (failure) engine_.stop(*failure);
+  const auto current = connection();
+  STEP("client end capture");
+  wire::EndCaptureT message;
+  message.ticket = capturing.daemon_ticket;
+  message.complete = !failure.has_value();
+  if (failure) message.reason = failure->message();
+  auto sent =
+      current->send(shm::make_message(0, std::move(message)), Deadline::after_ms(kSendTimeoutMs));
+  if (!sent) {
+    // A daemon that does not know how it ended must not keep the slot.
+    current->drop(sent.error());
+    if (!failure) failure = sent.error();
+  }
+  if (failure) {
+    tickets_.set_failed(capturing.ticket, *failure);
+    current->wake();
+    return *failure;
+  }
+  tickets_.set_captured(capturing.ticket, clock_.monotonic_ns());
+  current->wake();
+  return ok();
+}
+
+Result<Waited> Session::wait_capture(std::uint64_t ticket, std::uint32_t timeout_ms, bool helps) {
+  const std::int64_t begin_ns = clock_.monotonic_ns();
+  const auto known = tickets_.find(ticket);
+  if (!known) {
+    return Error(Code::kInvalidArgument, concat("ticket ", ticket, " is not known"));
+  }
+  if (known->state == SaveState::kCaptured || known->state == SaveState::kDurable) {
+    return Waited::kReached;
+  }
+  const auto note_time = [&] {
+    if (helps) tickets_.add_fence_wait_ns(ticket, clock_.monotonic_ns() - begin_ns);
+  };
+  for (;;) {
+    if (const auto current = connection()) current->take_in();
+    if (const auto now = tickets_.find(ticket); now && now->failure) {
+      note_time();
+      return *now->failure;
+    }
+    auto progress = engine_.step(ticket, helps, Deadline::after_ms(timeout_ms).time());
+    if (progress && *progress == CaptureEngine::Progress::kMoved) continue;
+    note_time();
+    if (!progress) return std::move(progress).error();
+    if (*progress == CaptureEngine::Progress::kStuck) return Waited::kTimedOut;
+    // kDone; or kOther: published by the session's thread meanwhile, and the next save begun.
+    return Waited::kReached;
+  }
+}
+
+Status Session::publish(std::uint64_t ticket) {
+  const auto known = tickets_.find(ticket);
+  if (!known) {
+    return Error(Code::kInvalidArgument, concat("ticket ", ticket, " is not known"));
+  }
+  if (!capturing_ || capturing_->ticket != ticket) {
+    if (known->failure) return *known->failure;
+    return ok();
+  }
+  if (const auto current = connection()) current->take_in();
+  if (const auto now = tickets_.find(ticket); now && now->failure) {
+    return end_capture(*now->failure);
+  }
+  auto progress = engine_.step(ticket, false, std::chrono::steady_clock::now());
+  if (!progress) return end_capture(progress.error());
+  if (*progress != CaptureEngine::Progress::kDone) {
+    return Error(Code::kInvalidArgument,
+                 concat("ticket ", ticket, " is still being copied; wait for the capture first"));
+  }
+  const auto torn =
+      torn_check_.find_torn(*sources_, slot_bytes_of(capturing_->slot), capturing_->check);
+  if (torn) {
+    return end_capture(
+        Error(Code::kDataLoss,
+              concat("tensor ", *torn, " changed while it was captured; the save of step ",
+                     known->step, " has failed")));
+  }
+  return end_capture(std::nullopt);
+}
+
+Status Session::void_capture(std::uint64_t ticket, const Error& reason) {
+  if (!tickets_.find(ticket)) {
+    return Error(Code::kInvalidArgument, concat("ticket ", ticket, " is not known"));
+  }
+  // Ended already, by itself or by the daemon's death.
+  if (!capturing_ || capturing_->ticket != ticket) return ok();
+  (void)end_capture(reason);
+  return ok();
+}
+
+// --- Tickets -------------------------------------------------------------------------------------
+
+Result<SaveInfo> Session::find_ticket(std::uint64_t ticket) {
+  if (const auto current = connection()) current->take_in();
+  auto known = tickets_.find(ticket);
+  if (!known) {
+    return Error(Code::kInvalidArgument, concat("ticket ", ticket, " is not known; the newest ",
+                                                TicketTable::kTicketCountMax, " are"));
+  }
+  return *std::move(known);
+}
+
+Result<Waited> Session::wait_ticket(std::uint64_t ticket, SaveState state, Deadline deadline) {
+  STEP("client wait durable");
+  if (!tickets_.find(ticket)) {
+    return Error(Code::kInvalidArgument, concat("ticket ", ticket, " is not known"));
+  }
+  std::optional<SaveInfo> known;
+  const auto is_reached = [&] {
+    known = tickets_.find(ticket);
+    // Pushed out by 64 newer ones: nothing more can be learnt of it.
+    return !known || known->is_ended() ||
+           (state == SaveState::kCaptured && known->state == SaveState::kCaptured);
+  };
+  const auto current = connection();
+  auto waited = current->wait(is_reached, deadline);
+  if (!waited) return std::move(waited).error();
+  if (!*waited) return Waited::kTimedOut;
+  if (!known) {
+    return Error(Code::kInvalidArgument, concat("ticket ", ticket, " is not known any more"));
+  }
+  if (known->failure) return *known->failure;
+  return Waited::kReached;
+}
+
+Result<Waited> Session::settle(std::uint32_t timeout_ms) {
+  auto connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
+  if (!connected) return std::move(connected).error();
+  const auto current = connection();
+  const Deadline deadline = Deadline::after_ms(timeout_ms);
+  wire::SettleT request;
+  request.timeout_ms = timeout_ms;
+  auto reply = current->call(shm::make_message(0, std::move(request)), {},
+                             Deadline::after_ms(std::uint64_t{timeout_ms} + kSendTimeoutMs),
+                             Connection::WhenLate::kKeep);
+  if (reply) return Waited::kReached;
+  if (reply.error().code() == Code::kUnavailable && current->is_open() && deadline.has_passed()) {
+    return Waited::kTimedOut;
+  }
+  return std::move(reply).error();
+}
+
+// --- The end -------------------------------------------------------------------------------------
+
+Status Session::close(std::uint32_t timeout_ms) {
+  const Deadline deadline = Deadline::after_ms(timeout_ms);
+  Status result = ok();
+  if (capturing_) {
+    const std::uint64_t ticket = capturing_->ticket;
+    const auto rest_ms = static_cast<std::uint32_t>(deadline.rest_ms());
+    auto waited = wait_capture(ticket, rest_ms, true);
+    if (waited && *waited == Waited::kReached) {
+      result = publish(ticket);
+    } else {
+      result = waited ? Error(Code::kCancelled, "the session was closed during the capture")
+                      : std::move(waited).error();
+      (void)void_capture(ticket, result.error());
+    }
+  }
+  const auto current = connection();
+  if (current && current->is_open()) {
+    // Its answer is worth a moment even to a caller with no time: it says that the slots are free.
+    constexpr int kDetachMsMin = 200;
+    const auto wait_ms = static_cast<std::uint64_t>(std::max(deadline.rest_ms(), kDetachMsMin));
+    (void)current->call(shm::make_message(0, wire::DetachT()), {}, Deadline::after_ms(wait_ms));
+  }
+  if (current) current->drop(Error(Code::kCancelled, "the session was closed"));
+  return result;
+}
+
+// --- The resident snapshot
+// -------------------------------------------------------------------------
+
+std::optional<Session::Lent> Session::lend(std::uint64_t sequence, Deadline deadline) {
+  const auto current = connection();
+  if (!current || !layout_ || capturing_) return std::nullopt;
+  wire::LendSlotT request;
+  request.sequence = sequence;
+  auto reply = current->call(shm::make_message(0, std::move(request)), {}, deadline);
+  if (!reply) return std::nullopt;
+  const wire::LendSlotReplyT* const answer = reply->message.body.AsLendSlotReply();
+  if (answer == nullptr || !answer->found || answer->slot >= slots_.size()) return std::nullopt;
+  Lent lent{.slot = answer->slot, .bytes = slot_bytes_of(answer->slot)};
+  if (!populate(lent.slot)) {
+    give_back(lent, deadline);
+    return std::nullopt;
+  }
+  return lent;
+}
+
+void Session::give_back(const Lent& lent, Deadline deadline) {
+  const auto current = connection();
+  if (!current) return;
+  wire::ReturnSlotT request;
+  request.slot = lent.slot;
+  (void)current->call(shm::make_message(0, std::move(request)), {}, deadline);
+}
+
+std::string Session::describe() {
+  const auto current = connection();
+  if (current) current->take_in();
+  std::string page_kind = "untouched";
+  std::uint64_t ready_count = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const ReadySlot& ready : ready_slots_) {
+      if (ready.layout_id != layout_id_) continue;
+      page_kind = ready.page_kind;
+      ++ready_count;
+    }
+  }
+  const SaveCounts counts = tickets_.counts();
+  const auto quoted = [](std::string_view text) {
+    std::string json;
+    format::append_json_string(json, text);
+    return json;
+  };
+  return concat("{\"lane\": \"host\", \"lane_reason\": ", quoted("the only lane of this version"),
+                ", \"copy_kernel\": ", quoted(kernels::name(kernel_)),
+                ", \"page_kind\": ", quoted(page_kind), ", \"slot_count\": ", slots_.size(),
+                ", \"slots_ready\": ", ready_count, ", \"slot_bytes\": ", slot_bytes_,
+                ", \"socket\": ", quoted(socket_path_),
+                ", \"daemon_version\": ", quoted(daemon_version_),
+                ", \"connected\": ", current && current->is_open() ? "true" : "false",
+                ", \"saves\": {\"accepted\": ", counts.accepted, ", \"durable\": ", counts.durable,
+                ", \"failed\": ", counts.failed, "}}");
+}
+
+}  // namespace stillframe::client

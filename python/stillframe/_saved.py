@@ -1,0 +1,164 @@
+"""A committed checkpoint, open for reading: sf_checkpoint as an object."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from ctypes import byref
+from types import TracebackType
+from typing import Any
+
+from stillframe import _library
+from stillframe._layout import DTYPES, PartSpec, TensorSpec
+from stillframe._session import Session
+from stillframe.errors import DataLoss, error_from_code
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """One tensor of a checkpoint."""
+
+    part_index: int
+    spec: TensorSpec
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return DTYPES[self.spec.dtype][1] * math.prod(self.spec.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a saved tensor is to go: memory that outlives the read."""
+
+    saved: SavedTensor
+    address: int
+    stride_bytes: Sequence[int] | None
+
+
+class SavedCheckpoint:
+    """Owns an sf_checkpoint until close().
+
+    Attributes:
+        parts: the layout, as the files' headers tell it.
+        tensors: by part name and tensor name.
+        state: state.json, still typed JSON.
+    """
+
+    def __init__(self, directory: str, selector: str, session: Session) -> None:
+        """Open and check all but the tensors.
+
+        Raises:
+            NotFound: no such checkpoint.
+            DataLoss: it is damaged; the message says where.
+        """
+        self._library = _library.loaded()
+        self._session = session
+        handle = ctypes.c_void_p()
+        error = _library.Error()
+        with session.lend_handle() as owner:
+            code = self._library.sf_checkpoint_open(
+                os.fsencode(directory), selector.encode(), owner, byref(handle), byref(error)
+            )
+        _check(code, error)
+        self._handle: int | None = handle.value
+        try:
+            self.manifest: dict[str, Any] = json.loads(
+                self._library.sf_checkpoint_manifest(self._handle)
+            )
+            self.state = self._read_state()
+            self.parts = [
+                self._read_part(index, part["file"])
+                for index, part in enumerate(self.manifest["parts"])
+            ]
+        except BaseException:
+            self.close()
+            raise
+        self.tensors: dict[str, dict[str, SavedTensor]] = {
+            part.name: {spec.name: SavedTensor(index, spec) for spec in part.tensors}
+            for index, part in enumerate(self.parts)
+        }
+
+    def __enter__(self) -> SavedCheckpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free it; twice is harmless."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._library.sf_checkpoint_close(handle)
+
+    def aliases(self) -> dict[str, str]:
+        """The other names of tied model tensors, and whose they are."""
+        for part in self.parts:
+            if part.name == "model":
+                names = self.tensors["model"]
+                return {key: value for key, value in part.metadata if value in names}
+        return {}
+
+    def read(self, places: Sequence[Place]) -> _library.ReadStats:
+        """Fill the places, each extent checked against its hash.
+
+        Raises:
+            DataLoss: an extent is damaged; the places may hold unverified bytes.
+        """
+        targets = (_library.Target * len(places))()
+        kept: list[object] = []
+        for target, place in zip(targets, places, strict=True):
+            target.part_index = place.saved.part_index
+            target.name = place.saved.spec.name.encode()
+            target.data = place.address
+            target.bytes = place.saved.bytes
+            if place.stride_bytes is not None:
+                strides = (ctypes.c_int64 * len(place.stride_bytes))(*place.stride_bytes)
+                kept.append(strides)
+                target.stride_bytes = strides
+        stats = _library.ReadStats(struct_bytes=ctypes.sizeof(_library.ReadStats))
+        error = _library.Error()
+        with self._session.lend_handle():
+            code = self._library.sf_checkpoint_read(
+                self._handle, targets, len(places), byref(stats), byref(error)
+            )
+        _check(code, error)
+        return stats
+
+    def _read_state(self) -> dict[str, Any]:
+        size = ctypes.c_uint64()
+        address = self._library.sf_checkpoint_state(self._handle, byref(size))
+        try:
+            state = json.loads(ctypes.string_at(address or 0, size.value))
+        except (ValueError, RecursionError) as error:
+            raise DataLoss(f"state.json is not JSON: {error}") from error
+        if not isinstance(state, dict) or state.get("format_version") != 1:
+            raise DataLoss("state.json is not one of this version")
+        return state
+
+    def _read_part(self, index: int, file_name: str) -> PartSpec:
+        header = json.loads(self._library.sf_checkpoint_header(self._handle, index))
+        metadata = header.pop("__metadata__", {})
+        tensors = tuple(
+            TensorSpec(name, entry["dtype"], tuple(entry["shape"]))
+            for name, entry in header.items()
+        )
+        return PartSpec(
+            file_name.removesuffix(".safetensors"), tensors, tuple(sorted(metadata.items()))
+        )
+
+
+def _check(code: int, error: _library.Error) -> None:
+    if code != _library.OK:
+        raise error_from_code(
+            code, error.message.decode(errors="replace") or "no message", error.native
+        )

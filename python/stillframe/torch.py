@@ -1,0 +1,43 @@
+"""Stillframe for PyTorch.
+
+import stillframe.torch as stillframe
+
+checkpointer = stillframe.Checkpointer("checkpoints/run1", model=model, optimizer=optimizer)
+restored = checkpointer.resume()
+for step in range(restored.step + 1 if restored else 0, steps):
+    train_step(...)
+    if step % 50 == 0:
+        checkpointer.save(step, metrics={"loss": loss})
+checkpointer.close()
+"""
+
+from stillframe._checkpointer import Checkpointer, Stateful
+from stillframe._restore import Restored
+from stillframe.errors import (
+    Cancelled,
+    DataLoss,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    StillframeError,
+    StillframeWarning,
+    Unavailable,
+)
+from stillframe.ticket import Ticket
+
+__all__ = [
+    "Cancelled",
+    "Checkpointer",
+    "DataLoss",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "ResourceExhausted",
+    "Restored",
+    "Stateful",
+    "StillframeError",
+    "StillframeWarning",
+    "Ticket",
+    "Unavailable",
+]

@@ -1,0 +1,120 @@
+#pragma once
+
+// A run in a real directory, once for each backend that works here.
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "base/text.h"
+#include "catalog/aligned_memory.h"
+#include "catalog/block_reader.h"
+#include "catalog/change.h"
+#include "catalog/run.h"
+#include "tests/catalog/commit_for_test.h"
+#include "uring/io_backend.h"
+
+namespace stillframe::catalog {
+
+// EXPECT_OK(status): the error's own words when it fails.
+template <class T>
+testing::AssertionResult is_ok(const Result<T>& result) {
+  if (result) return testing::AssertionSuccess();
+  return testing::AssertionFailure()
+         << name(result.error().code()) << ": " << result.error().message();
+}
+#define EXPECT_OK(result) EXPECT_TRUE(::stillframe::catalog::is_ok(result))
+#define ASSERT_OK(result) ASSERT_TRUE(::stillframe::catalog::is_ok(result))
+
+using Choice = uring::BackendOptions::Choice;
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() : path_(testing::TempDir() + "catalog-XXXXXX") {
+    check(::mkdtemp(path_.data()) != nullptr, "a test can make its directory");
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+inline std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+inline void write_file(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+inline bool exists(const std::string& path) {
+  return std::filesystem::exists(std::filesystem::symlink_status(path));
+}
+
+class CatalogTest : public testing::TestWithParam<Choice> {
+ protected:
+  void SetUp() override {
+    auto created = uring::create_backend({.choice = GetParam()});
+    if (!created) GTEST_SKIP() << "no such backend here: " << created.error().message();
+    io_ = std::move(created->backend);
+    run_ = directory_.path() + "/run";
+    ASSERT_OK(create_run(*io_, run_, kTestRunId));
+    auto staging = allocate_aligned(kReadDepth * kReadBlockBytes);
+    ASSERT_OK(staging);
+    staging_ = *std::move(staging);
+  }
+
+  Checkpoint commit(const TestCommit& commit) {
+    auto checkpoint = commit_for_test(*io_, run_, commit);
+    EXPECT_OK(checkpoint);
+    return checkpoint ? *std::move(checkpoint) : Checkpoint();
+  }
+  RunContents scan() {
+    auto contents = read_run(*io_, run_);
+    EXPECT_OK(contents);
+    return contents ? *std::move(contents) : RunContents();
+  }
+  std::vector<std::uint64_t> sequences() {
+    std::vector<std::uint64_t> sequences;
+    for (const Checkpoint& one : scan().checkpoints) sequences.push_back(one.manifest.sequence);
+    return sequences;
+  }
+  std::vector<std::string> verify(const Checkpoint& checkpoint) {
+    auto damage = verify_checkpoint(*io_, checkpoint, staging_.bytes());
+    EXPECT_OK(damage);
+    return damage ? *std::move(damage) : std::vector<std::string>{"not verified"};
+  }
+  std::size_t spool_count() const {
+    const std::filesystem::directory_iterator spool(run_ + "/.stillframe/spool");
+    return static_cast<std::size_t>(std::distance(begin(spool), end(spool)));
+  }
+
+  TemporaryDirectory directory_;
+  std::unique_ptr<uring::IoBackend> io_;
+  std::string run_;
+  Mapping staging_;
+};
+
+inline std::string choice_name(const testing::TestParamInfo<Choice>& info) {
+  return info.param == Choice::kUring ? "uring" : "threads";
+}
+
+#define CATALOG_TEST_SUITE(Suite)                                                              \
+  INSTANTIATE_TEST_SUITE_P(Backends, Suite, testing::Values(Choice::kThreads, Choice::kUring), \
+                           choice_name)
+
+inline constexpr SpoolLimits kRoomySpool{.file_count_max = 8, .bytes_max = std::uint64_t{1} << 30};
+
+}  // namespace stillframe::catalog

@@ -1,0 +1,145 @@
+// Restoring: from the snapshot in memory, from the drive, from damaged bytes.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "client/libstillframe.h"
+#include "tests/client/test_session.h"
+
+namespace stillframe::testing {
+namespace {
+
+class Restore : public SessionTest {
+ protected:
+  // Changes one byte of the newest checkpoint's model part.
+  void damage(std::uint64_t offset) {
+    for (const auto& entry : std::filesystem::directory_iterator(run_path())) {
+      const std::string file = entry.path().string() + "/model.safetensors";
+      const int fd = ::open(file.c_str(), O_RDWR | O_CLOEXEC);
+      if (fd < 0 || entry.is_symlink()) continue;
+      char byte = 0;
+      EXPECT_EQ(::pread(fd, &byte, 1, static_cast<off_t>(offset)), 1);
+      byte = static_cast<char>(byte ^ 1);
+      EXPECT_EQ(::pwrite(fd, &byte, 1, static_cast<off_t>(offset)), 1);
+      (void)::close(fd);
+    }
+  }
+  void save(ByteTensors& tensors) {
+    ASSERT_EQ(begin({}, tensors.sources(false)), SF_OK) << error_.message;
+    ASSERT_EQ(wait_durable(), SF_OK) << error_.message;
+  }
+};
+
+constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+
+TEST_F(Restore, takes_the_snapshot_in_memory_also_for_a_restarted_trainer) {
+  start_daemon();
+  ByteTensors tensors({20 * kMiB + 5, 100});
+  attach(tensors);
+  save(tensors);
+  ASSERT_FALSE(HasFatalFailure());
+  const auto saved = tensors.all();
+  for (auto& byte : tensors.bytes(0)) byte = 0;
+  sf_read_stats stats{};
+  stats.struct_bytes = sizeof stats;
+  ASSERT_EQ(restore(tensors, session_, &stats), SF_OK) << error_.message;
+  EXPECT_EQ(stats.from_memory, 1);
+  EXPECT_GT(stats.bytes, 20 * kMiB);
+  EXPECT_EQ(tensors.all(), saved);
+  ASSERT_EQ(restore(tensors, nullptr, &stats), SF_OK) << error_.message;
+  EXPECT_EQ(stats.from_memory, 0);
+  EXPECT_EQ(tensors.all(), saved);
+  save(tensors);
+  save(tensors);
+}
+
+TEST_F(Restore, falls_back_to_the_drive_where_the_layout_is_another_one) {
+  start_daemon();
+  ByteTensors tensors({2 * kMiB});
+  attach(tensors);
+  save(tensors);
+  ASSERT_FALSE(HasFatalFailure());
+  ByteTensors other({1 * kMiB});
+  const sf_part part = other.part();
+  ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
+  sf_read_stats stats{};
+  stats.struct_bytes = sizeof stats;
+  ASSERT_EQ(restore(tensors, session_, &stats), SF_OK) << error_.message;
+  EXPECT_EQ(stats.from_memory, 0);
+}
+
+TEST_F(Restore, reads_only_the_extents_that_the_targets_need) {
+  start_daemon();
+  ByteTensors tensors({40 * kMiB, 10, 30 * kMiB});
+  attach(tensors);
+  save(tensors);
+  ASSERT_FALSE(HasFatalFailure());
+  sf_checkpoint* checkpoint = nullptr;
+  ASSERT_EQ(sf_checkpoint_open(run_path().c_str(), "1", nullptr, &checkpoint, &error_), SF_OK);
+  auto targets = tensors.targets();
+  sf_read_stats stats{};
+  stats.struct_bytes = sizeof stats;
+  ASSERT_EQ(sf_checkpoint_read(checkpoint, &targets[1], 1, &stats, &error_), SF_OK);
+  EXPECT_LE(stats.bytes, kMiB);
+  ASSERT_EQ(sf_checkpoint_read(checkpoint, targets.data(), 0, &stats, &error_), SF_OK);
+  EXPECT_EQ(stats.bytes, 0U);
+
+  std::swap(targets[0], targets[2]);
+  EXPECT_EQ(sf_checkpoint_read(checkpoint, targets.data(), 3, &stats, &error_), SF_OK)
+      << "in any order";
+  targets[1] = targets[0];
+  EXPECT_EQ(sf_checkpoint_read(checkpoint, targets.data(), 3, nullptr, &error_),
+            SF_INVALID_ARGUMENT);
+  targets[1].name = "no such tensor";
+  EXPECT_EQ(sf_checkpoint_read(checkpoint, targets.data(), 3, nullptr, &error_),
+            SF_INVALID_ARGUMENT);
+  targets[0].bytes -= 1;
+  EXPECT_EQ(sf_checkpoint_read(checkpoint, targets.data(), 1, nullptr, &error_),
+            SF_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(sf_checkpoint_header(checkpoint, 0)).find("tensor.1"), std::string::npos);
+  EXPECT_EQ(sf_checkpoint_header(checkpoint, 1), nullptr);
+  EXPECT_EQ(std::string(sf_checkpoint_manifest(checkpoint)).front(), '{');
+  std::uint64_t bytes = 0;
+  EXPECT_STREQ(sf_checkpoint_state(checkpoint, &bytes), "{\"format_version\": 1}");
+  EXPECT_EQ(bytes, 21U);
+  sf_checkpoint_close(checkpoint);
+}
+
+TEST_F(Restore, names_the_extent_that_is_damaged_and_takes_the_rest) {
+  start_daemon();
+  ByteTensors tensors({30 * kMiB, 3 * kMiB});
+  attach(tensors);
+  save(tensors);
+  ASSERT_FALSE(HasFatalFailure());
+  damage(17 * kMiB + 1);
+  EXPECT_EQ(restore(tensors), SF_DATA_LOSS);
+  EXPECT_NE(std::string(error_.message).find("model.safetensors extent 17 (offset 17825792"),
+            std::string::npos)
+      << error_.message;
+  sf_checkpoint* checkpoint = nullptr;
+  ASSERT_EQ(sf_checkpoint_open(run_path().c_str(), "latest", nullptr, &checkpoint, &error_), SF_OK);
+  const auto targets = tensors.targets();
+  EXPECT_EQ(sf_checkpoint_read(checkpoint, &targets[1], 1, nullptr, &error_), SF_OK)
+      << error_.message;
+  EXPECT_EQ(sf_checkpoint_read(checkpoint, &targets[0], 1, nullptr, &error_), SF_DATA_LOSS);
+  sf_checkpoint_close(checkpoint);
+
+  sf_read_stats stats{};
+  stats.struct_bytes = sizeof stats;
+  EXPECT_EQ(restore(tensors, session_, &stats), SF_OK) << "memory still has it";
+  EXPECT_EQ(stats.from_memory, 1);
+}
+
+TEST_F(Restore, says_what_there_is_when_nothing_is_found) {
+  ByteTensors tensors({1});
+  EXPECT_EQ(restore(tensors), SF_NOT_FOUND);
+  EXPECT_NE(error_.message[0], '\0');
+  sf_checkpoint* checkpoint = nullptr;
+  EXPECT_EQ(sf_checkpoint_open(run_path().c_str(), "../x", nullptr, &checkpoint, &error_),
+            SF_INVALID_ARGUMENT);
+}
+
+}  // namespace
+}  // namespace stillframe::testing

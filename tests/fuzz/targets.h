@@ -1,0 +1,28 @@
+#pragma once
+
+// One function per decoder of format/ and shm/: it feeds bytes from anywhere to the decoder, and
+// ends the process when what the decoder accepts breaks the decoder's promises. libFuzzer drives it
+// (preset "fuzz"), and fuzz_replay_test runs the committed corpus and mutations of it in every
+// build.
+
+#include "base/bytes.h"
+
+namespace stillframe::fuzz {
+
+// Each returns whether the decoder accepted the input, so that a replay can tell a corpus that
+// reaches the far side of the checks from one that does not.
+
+// u64 length of the file, then its head.
+bool part_header(ConstBytes input);
+// A manifest, or one without its tail, which then gets a true checksum.
+bool manifest(ConstBytes input);
+// One byte of flags, one count of parts, a u64 length for each, then manifest.sums.
+bool sums(ConstBytes input);
+// A name, selector or address.
+bool names(ConstBytes input);
+// A packet of the socket.
+bool control_message(ConstBytes input);
+// The contents of a layout's memfd.
+bool layout_blob(ConstBytes input);
+
+}  // namespace stillframe::fuzz

@@ -1,0 +1,212 @@
+#pragma once
+
+// One message of each kind, with every member set to something that is not its default.
+
+#include <vector>
+
+#include "base/check.h"
+#include "shm/messages.h"
+
+namespace stillframe::shm {
+
+inline std::unique_ptr<wire::MetricT> example_metric(std::string name, double value) {
+  auto metric = std::make_unique<wire::MetricT>();
+  metric->name = std::move(name);
+  metric->value = value;
+  return metric;
+}
+
+// No `default:`, so that a new kind of message does not compile without an example.
+inline wire::MessageT example_message(wire::Body kind) {
+  constexpr std::uint64_t kRequest = 77;
+  switch (kind) {
+    case wire::Body::NONE: break;
+    case wire::Body::Failure: {
+      wire::FailureT body;
+      body.code = 2;
+      body.native = 28;
+      body.message = "write part: No space left on device";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::Hello: {
+      wire::HelloT body;
+      body.protocol_version = kProtocolVersion;
+      body.version = "0.1.0";
+      body.role = "trainer";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::HelloReply: {
+      wire::HelloReplyT body;
+      body.protocol_version = kProtocolVersion;
+      body.version = "0.1.0";
+      body.daemon_nonce = 0xfedcba9876543210;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::Attach: {
+      wire::AttachT body;
+      body.run_path = "/data/run1";
+      body.rank = 3;
+      body.world_size = 8;
+      body.keep_last = 5;
+      body.keep_best = 2;
+      body.best_metric = "loss";
+      body.best_is_max = true;
+      body.force_filesystem = true;
+      body.framework = "torch 2.13.0";
+      body.python_version = "3.11.7";
+      body.arena_bytes_max = std::uint64_t{1} << 40;
+      body.slot_count = 3;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::AttachReply: {
+      wire::AttachReplyT body;
+      body.run_id = "00112233445566778899aabbccddeeff";
+      body.newest_sequence = 12;
+      body.warnings = {"tmpfs does not survive a power cut", ""};
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::RegisterLayout: {
+      wire::RegisterLayoutT body;
+      body.layout_bytes = 4711;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::LayoutReply: {
+      wire::LayoutReplyT body;
+      body.layout_id = ~std::uint64_t{0};
+      body.slot_count = 2;
+      body.slot_bytes = std::uint64_t{1} << 33;
+      body.ring_capacity = 16384;
+      body.arena_kept = true;
+      body.capture_window_bytes = 1;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::SlotReady: {
+      wire::SlotReadyT body;
+      body.layout_id = 9;
+      body.slot = 1;
+      body.page_kind = "2 MiB";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::BeginSave: {
+      wire::BeginSaveT body;
+      body.step = -1;
+      body.metrics.push_back(example_metric("loss", 0.25));
+      body.metrics.push_back(example_metric("accuracy", -1e300));
+      body.state_bytes = 45;
+      body.has_pickle = true;
+      body.busy_timeout_ms = 30'000;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::BeginSaveReply: {
+      wire::BeginSaveReplyT body;
+      body.ticket = 6;
+      body.slot = 1;
+      body.sequence = 13;
+      body.busy_wait_ns = 1'000'000;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::EndCapture: {
+      wire::EndCaptureT body;
+      body.ticket = 6;
+      body.complete = true;
+      body.reason = "CUDA error 700";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::SaveEnded: {
+      wire::SaveEndedT body;
+      body.ticket = 6;
+      body.sequence = 13;
+      body.failure = std::make_unique<wire::FailureT>();
+      body.failure->code = 4;
+      body.failure->native = 5;
+      body.failure->message = "fsync part: Input/output error";
+      body.durable_ns = 123'456'789;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::Settle: {
+      wire::SettleT body;
+      body.timeout_ms = 60'000;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::SettleReply: {
+      wire::SettleReplyT body;
+      body.newest_sequence = 13;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::LendSlot: {
+      wire::LendSlotT body;
+      body.sequence = 13;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::LendSlotReply: {
+      wire::LendSlotReplyT body;
+      body.found = true;
+      body.slot = 1;
+      body.layout_id = 9;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::ReturnSlot: {
+      wire::ReturnSlotT body;
+      body.slot = 1;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::Retire: {
+      wire::RetireT body;
+      body.run_path = "/data/run1";
+      body.sequence = 4;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::SetTag: {
+      wire::SetTagT body;
+      body.run_path = "/data/run1";
+      body.tag = "paper";
+      body.sequence = 4;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::Done: return make_message(kRequest, wire::DoneT());
+    case wire::Body::Status: return make_message(kRequest, wire::StatusT());
+    case wire::Body::StatusReply: {
+      wire::StatusReplyT body;
+      body.json = R"({"runs": []})";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::Detach: return make_message(kRequest, wire::DetachT());
+  }
+  check(false, "there is an example of each kind");
+  return {};
+}
+
+// Every kind of message there is.
+inline std::vector<wire::Body> message_kinds() {
+  std::vector<wire::Body> kinds;
+  for (const wire::Body kind : wire::EnumValuesBody()) {
+    if (kind != wire::Body::NONE) kinds.push_back(kind);
+  }
+  return kinds;
+}
+
+inline std::unique_ptr<wire::TensorT> example_tensor(std::string name,
+                                                     std::vector<std::uint64_t> shape) {
+  auto tensor = std::make_unique<wire::TensorT>();
+  tensor->name = std::move(name);
+  tensor->dtype = 14;  // F32
+  tensor->shape = std::move(shape);
+  return tensor;
+}
+
+inline wire::LayoutT example_layout() {
+  wire::LayoutT layout;
+  for (const char* const name : {"model", "optimizer"}) {
+    auto part = std::make_unique<wire::PartT>();
+    part->name = name;
+    part->tensors.push_back(example_tensor("weight", {2, 3}));
+    part->tensors.push_back(example_tensor("step", {}));
+    part->metadata.push_back(std::make_unique<wire::MetadataEntryT>());
+    part->metadata.back()->key = "format";
+    part->metadata.back()->value = "pt";
+    layout.parts.push_back(std::move(part));
+  }
+  return layout;
+}
+
+}  // namespace stillframe::shm
