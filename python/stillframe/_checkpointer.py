@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 import functools
-import logging
-import operator
 import os
 import platform
-import re
-import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stillframe._fence import STALL_MS, Capture, Fence, StepHooks
+from stillframe._arguments import check_choice, checked_metrics, checked_step
+from stillframe._fence import StepHooks
 from stillframe._layout import PartSpec
 from stillframe._live import FORMAT, LiveState
 from stillframe._restore import Restored, Restorer
 from stillframe._rng import encode_rng
-from stillframe._session import AttachOptions, SaveRequest, Session
+from stillframe._saver import EXIT_SECONDS, Content, Lazy, Saver, SaverOptions
+from stillframe._session import AttachOptions
 from stillframe._sources import Sources
 from stillframe._state_json import Encoder, dumps
 from stillframe._tensors import check_name, local_tensor, spec_of
-from stillframe.errors import (
-    Cancelled,
-    InvalidArgument,
-    ResourceExhausted,
-    StillframeError,
-    StillframeWarning,
-)
+from stillframe._warn import log, warn
+from stillframe.errors import InvalidArgument, StillframeError
 from stillframe.ticket import Ticket
-
-_log = logging.getLogger("stillframe")
-# Who sets up no logging is told by the warning; twice would be once too often.
-_log.addHandler(logging.NullHandler())
-
-_STEP_MAX = 2**63 - 1
-_EXIT_SECONDS = 5.0
-# docs/FORMAT.md section 4.
-_METRIC_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 class Stateful(Protocol):
@@ -120,11 +103,11 @@ class Checkpointer:
         arena_bytes_max: int | None = None,
         force_filesystem: bool = False,
     ) -> None:
-        _check_choice("mode", mode, ("min", "max"))
-        _check_choice("when_busy", when_busy, ("wait", "skip"))
-        _check_choice("capture", capture, ("auto", "eager", "lazy"))
-        _check_choice("check", check, ("sample", "full"))
-        _check_choice("on_error", on_error, ("warn", "raise"))
+        check_choice("mode", mode, ("min", "max"))
+        check_choice("when_busy", when_busy, ("wait", "skip"))
+        check_choice("capture", capture, ("auto", "eager", "lazy"))
+        check_choice("check", check, ("sample", "full"))
+        check_choice("on_error", on_error, ("warn", "raise"))
         if keep_last is not None and keep_last < 1:
             raise InvalidArgument(
                 f"keep_last is {keep_last}; it must be 1 or more, or None for all"
@@ -158,27 +141,23 @@ class Checkpointer:
             framework=f"torch {torch.__version__}",
             python_version=platform.python_version(),
         )
-        self._when_busy = when_busy
-        self._busy_timeout = busy_timeout
+        self._saver = Saver(
+            self._options,
+            SaverOptions(
+                when_busy=when_busy,
+                busy_timeout=busy_timeout,
+                checks_all=check == "full",
+                on_error=on_error,
+            ),
+        )
         self._capture = capture
-        self._checks_all = check == "full"
-        self._on_error = on_error
         self._allow_pickle = allow_pickle
 
-        self._pid = os.getpid()
-        self._session: Session | None = None
-        self._fence: Fence | None = None
-        self._closer: weakref.finalize[[Session, Fence, StepHooks], Checkpointer] | None = None
-        self._is_closed = False
         self._live: LiveState | None = None
         self._sources: Sources | None = None
-        self._registered: list[PartSpec] | None = None
-        self._last: Ticket | None = None
-        self._outstanding: list[Ticket] = []
-        self._unraised: StillframeError | None = None
-        self._counts = {"skipped": 0, "failed": 0}
         self._wants_layout = False
         self._hooks = StepHooks(list(self._optimizers.values()), _weakly(self._before_step))
+        weakref.finalize(self, self._hooks.remove)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -194,9 +173,9 @@ class Checkpointer:
             return
         # The training's own error is the one to see.
         try:
-            self.close(timeout=_EXIT_SECONDS)
+            self.close(timeout=EXIT_SECONDS)
         except (StillframeError, TimeoutError) as other:
-            _warn(f"while another error ended the training: {other}")
+            warn(f"while another error ended the training: {other}")
 
     # --- Saving -----------------------------------------------------------------------------------
 
@@ -226,80 +205,36 @@ class Checkpointer:
             StillframeError: with on_error="raise": the failure of an earlier save.
         """
         begin = time.perf_counter()
-        self._check_usable()
-        checked_step = _checked_step(step)
-        checked_metrics = _checked_metrics(metrics)
-        session, fence = self._attach()
-        with session.lock:
-            fence.finish()
-            self._note_failures()
-            if self._unraised is not None and self._on_error == "raise":
-                error, self._unraised = self._unraised, None
-                raise error
-            ticket = self._begin(session, fence, checked_step, checked_metrics, extra)
+        self._saver.check_usable()
+        known_step = checked_step(step)
+        known_metrics = checked_metrics(metrics)
+        with self._saver.attach().lock:
+            self._saver.make_ready()
+            ticket = self._begin(known_step, known_metrics, extra)
             ticket._call_seconds = time.perf_counter() - begin
-            self._last = ticket
             return ticket
 
-    def _begin(
-        self,
-        session: Session,
-        fence: Fence,
-        step: int,
-        metrics: list[tuple[str, float]],
-        extra: Any,
-    ) -> Ticket:
+    def _begin(self, step: int, metrics: list[tuple[str, float]], extra: Any) -> Ticket:
         live, optimizer_text = self._collect()
         state_json, lifted, has_pickle = self._encode_state(live, optimizer_text, extra)
-        is_lazy, capture = self._choose_capture(live)
+        is_lazy, capture = self._choose_capture()
         self._hooks.reset()
-        request = SaveRequest(
-            step=step,
-            metrics=metrics,
-            state_json=state_json,
-            has_pickle=has_pickle,
-            is_lazy=is_lazy,
-            checks_all=self._checks_all,
-            busy_timeout_ms=(
-                STALL_MS if self._when_busy == "skip" else round(self._busy_timeout * 1000)
-            ),
-        )
-        try:
-            sources = self._prepare_sources(session, live, lifted)
-            # The counters come first: a write in between is then seen.
-            versions = live.versions() if is_lazy else []
-            number, busy_seconds = session.begin_save(request, sources.array)
-        except InvalidArgument:
-            raise
-        except StillframeError as error:
-            return self._failed_ticket(step, capture, error)
-        finally:
-            if self._sources is not None:
-                self._sources.set_extra(())
-        ticket = Ticket(
-            step=step,
-            capture=capture,
-            session=session,
-            number=number,
-            finish_capture=_finisher(fence),
-        )
-        ticket._busy_seconds_before = busy_seconds
+        parts, sources = self._prepare_sources(live, lifted)
+        lazy = None
         if is_lazy:
-            find_changed = functools.partial(live.first_changed, versions)
-            fence.begin(Capture(number, live.lazy_aliases, find_changed))
-        self._outstanding.append(ticket)
-        return ticket
-
-    def _failed_ticket(self, step: int, capture: str, error: StillframeError) -> Ticket:
-        is_skipped = self._when_busy == "skip" and isinstance(error, ResourceExhausted)
-        ticket = Ticket(step=step, capture=capture, error=error, is_skipped=is_skipped)
-        if is_skipped:
-            self._counts["skipped"] += 1
-            if self._counts["skipped"] == 1:
-                _warn(f"the save of step {step} was skipped: {error}")
-        else:
-            self._report_failure(ticket)
-        return ticket
+            # The counters come before the copy: a write in between is then seen.
+            find_changed = functools.partial(live.first_changed, live.versions())
+            lazy = Lazy(live.lazy_aliases, find_changed)
+        try:
+            return self._saver.begin(
+                Content(parts, sources.array, state_json, has_pickle),
+                step=step,
+                metrics=metrics,
+                capture=capture,
+                lazy=lazy,
+            )
+        finally:
+            sources.set_extra(())
 
     def _collect(self) -> tuple[LiveState, str]:
         live = self._live
@@ -352,8 +287,8 @@ class Checkpointer:
         return states.get(None, states)
 
     def _prepare_sources(
-        self, session: Session, live: LiveState, lifted: Sequence[tuple[str, Tensor]]
-    ) -> Sources:
+        self, live: LiveState, lifted: Sequence[tuple[str, Tensor]]
+    ) -> tuple[list[PartSpec], Sources]:
         ordered = sorted(
             ((spec_of(name, tensor), tensor) for name, tensor in lifted),
             key=lambda pair: pair[0].file_order,
@@ -362,16 +297,12 @@ class Checkpointer:
         if ordered:
             specs = tuple(spec for spec, _ in ordered)
             parts = [*parts, PartSpec("extra", specs, (FORMAT,))]
-        if self._registered is not parts and self._registered != parts:
-            self._registered = None
-            session.register_layout(parts)
-            self._registered = parts
         if self._sources is None or self._sources.extra_count != len(ordered):
             self._sources = Sources(live.tensors, len(ordered))
         self._sources.set_extra([tensor for _, tensor in ordered])
-        return self._sources
+        return parts, self._sources
 
-    def _choose_capture(self, live: LiveState) -> tuple[bool, str]:
+    def _choose_capture(self) -> tuple[bool, str]:
         if self._capture == "eager":
             return False, "eager: as asked for"
         if not self._optimizers:
@@ -391,9 +322,8 @@ class Checkpointer:
 
         Helps to copy. A snapshot that makes no progress for 50 ms is given up; training is not.
         """
-        self._check_usable()
-        if self._fence is not None:
-            self._fence.finish()
+        self._saver.check_usable()
+        self._saver.finish_capture()
 
     def close(self, timeout: float | None = None) -> None:
         """Wait until the last save is durable, then let the daemon go. Twice is harmless.
@@ -405,40 +335,28 @@ class Checkpointer:
             TimeoutError: the last save is not durable in that time; the daemon goes on with it.
             StillframeError: the last save has failed.
         """
-        self._check_process()
-        if self._is_closed:
-            return
-        self._is_closed = True
-        last, self._last = self._last, None
         try:
-            if last is not None and last.state != "skipped":
-                last.wait("durable", timeout)
+            self._saver.close(timeout)
         finally:
-            if self._session is not None:
-                self._note_failures()
-            if self._closer is not None:
-                self._closer()
             self._hooks.remove()
 
     def _before_step(self) -> None:
         """Called ahead of every optimizer's step. Must not raise into the training loop."""
-        if os.getpid() != self._pid or self._is_closed:
+        if not self._saver.is_usable:
             return
-        if self._fence is not None:
-            self._fence.finish()
+        self._saver.finish_capture()
         if self._wants_layout and all(one.state for one in self._optimizers.values()):
             self._prepare_arena()
 
     def _prepare_arena(self) -> None:
         """Say what saves will hold, so that the arena is ready for the first one."""
         self._wants_layout = False
-        assert self._session is not None
         try:
-            with self._session.lock:
+            with self._saver.attach().lock:
                 live, _ = self._collect()
-                self._register_early(live.parts)
+                self._saver.register_early(live.parts)
         except StillframeError as error:
-            _log.info("the layout is not known yet: %s", error)
+            log.info("the layout is not known yet: %s", error)
 
     # --- Restoring --------------------------------------------------------------------------------
 
@@ -476,10 +394,10 @@ class Checkpointer:
             TimeoutError: an earlier save does not become durable.
             Unavailable: there is no daemon.
         """
-        self._check_usable()
-        _check_choice("on_damage", on_damage, ("fallback", "raise"))
-        session, fence = self._attach()
-        fence.finish()
+        self._saver.check_usable()
+        check_choice("on_damage", on_damage, ("fallback", "raise"))
+        session = self._saver.attach()
+        self._saver.finish_capture()
         with session.lock:
             restorer = Restorer(
                 session=session,
@@ -488,8 +406,8 @@ class Checkpointer:
                 optimizers=self._optimizers,
                 schedulers=self._schedulers,
                 allow_pickle=self._allow_pickle,
-                warn=_warn,
-                register_layout=self._register_early,
+                warn=warn,
+                register_layout=self._saver.register_early,
             )
             restored = restorer.restore(
                 which,
@@ -507,91 +425,10 @@ class Checkpointer:
                     self._prepare_arena()
             return restored
 
-    def _register_early(self, parts: list[PartSpec]) -> None:
-        """Let the arena be made ready, or taken over from the trainer before, ahead of a save."""
-        assert self._session is not None
-        try:
-            self._session.register_layout(parts)
-            self._registered = parts
-        except StillframeError as error:
-            # Worth nothing now; a save says it again if it lasts.
-            _log.info("the layout was not registered: %s", error)
-
     @property
     def status(self) -> dict[str, Any]:
         """Lane, copy kernel, slots, socket, saves by result, last error; does not attach."""
-        self._check_process()
-        known: dict[str, Any] = {
-            "directory": self._options.directory,
-            "attached": self._session is not None and self._session.is_open,
-            "last_capture": self._last.capture if self._last is not None else None,
-            "last_error": str(self._unraised) if self._unraised is not None else None,
-            **self._counts,
-        }
-        if self._session is not None and self._session.is_open:
-            known.update(self._session.describe())
-        return known
-
-    # --- The session ------------------------------------------------------------------------------
-
-    def _attach(self) -> tuple[Session, Fence]:
-        if self._session is None or self._fence is None:
-            session = Session(self._options)
-            fence = Fence(session)
-            self._session, self._fence = session, fence
-            # Runs at close(), when the Checkpointer is no longer used, or when the interpreter
-            # ends.
-            self._closer = weakref.finalize(self, _end, session, fence, self._hooks)
-            for line in session.warnings():
-                _warn(line)
-        return self._session, self._fence
-
-    def _check_usable(self) -> None:
-        self._check_process()
-        if self._is_closed:
-            raise Cancelled("the Checkpointer was closed")
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise InvalidArgument(
-                "this process is a fork of the one that made the Checkpointer; make a new one here"
-            )
-
-    def _note_failures(self) -> None:
-        """Warn of saves that have failed since the last look, once each."""
-        still_open = []
-        for ticket in self._outstanding:
-            if ticket.state == "failed":
-                self._report_failure(ticket)
-            elif not ticket.is_final:
-                still_open.append(ticket)
-        self._outstanding = still_open
-
-    def _report_failure(self, ticket: Ticket) -> None:
-        self._counts["failed"] += 1
-        error = ticket.error
-        if error is not None:
-            self._unraised = error
-        _warn(f"the save of step {ticket.step} has failed: {error}")
-
-
-def _end(session: Session, fence: Fence, hooks: StepHooks) -> None:
-    """Finish or void the capture, end our threads, detach. Never raises: nobody could catch it."""
-    try:
-        if os.getpid() == session.pid:
-            fence.stop(stall_ms=STALL_MS)
-        session.close(_EXIT_SECONDS)
-    except StillframeError as error:
-        _log.warning("closing the session: %s", error)
-    hooks.remove()
-
-
-def _finisher(fence: Fence) -> Callable[[Ticket, float | None], None]:
-    def finish(ticket: Ticket, timeout: float | None) -> None:
-        seconds = 10.0 if timeout is None else min(timeout, 10.0)
-        fence.help(ticket._number, round(seconds * 1000))
-
-    return finish
+        return self._saver.describe()
 
 
 def _weakly(method: Callable[[], None]) -> Callable[[], None]:
@@ -624,40 +461,6 @@ def _named(what: str, given: Any, kind: type | None) -> dict[str | None, Any]:
     return dict(given)
 
 
-def _check_choice(what: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        listed = " or ".join(f'"{choice}"' for choice in choices)
-        raise InvalidArgument(f"{what} is {value!r}, not {listed}")
-
-
-def _checked_step(step: int) -> int:
-    try:
-        checked = operator.index(step)
-    except TypeError:
-        raise InvalidArgument(f"step is {step!r}, not an integer") from None
-    if not 0 <= checked <= _STEP_MAX:
-        raise InvalidArgument(f"step is {checked}; it must be 0 or more, and below 2^63")
-    return checked
-
-
-def _checked_metrics(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
-    checked = []
-    for name, value in (metrics or {}).items():
-        is_text = isinstance(name, str) and _METRIC_NAME.fullmatch(name) is not None
-        if not is_text or len(name.encode()) > 256:
-            raise InvalidArgument(
-                f"the metric name {name!r} is not 1 to 256 bytes of UTF-8 without control "
-                "characters"
-            )
-        try:
-            checked.append((name, float(value.item() if hasattr(value, "item") else value)))
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InvalidArgument(
-                f"the metric {name} is {value!r}, not a number: {error}"
-            ) from None
-    return checked
-
-
 def _extra_name(path: str) -> str:
     """The tensor name for a path in `extra`, or in another part of the state, which gets a `$`."""
     if not path.startswith("extra"):
@@ -673,15 +476,3 @@ def _plain(value: Any) -> Any:
     if type(value) is list:
         return [_plain(item) for item in value]
     return value
-
-
-def _warn(text: str) -> None:
-    """Log and warn, with the line of the user's code that called into the package."""
-    _log.warning("%s", text)
-    package = os.path.dirname(__file__)
-    frame: FrameType | None = sys._getframe(1)
-    level = 2
-    while frame is not None and frame.f_code.co_filename.startswith(package):
-        frame = frame.f_back
-        level += 1
-    warnings.warn(text, StillframeWarning, stacklevel=level)
