@@ -57,11 +57,16 @@ Status set_tag(uring::IoBackend& io, const std::string& run_path, const std::str
 Status remove_tag(uring::IoBackend& io, const std::string& run_path, const std::string& tag);
 
 // Which checkpoints a policy would remove, oldest first: all but the newest `keep_last` (0: all
-// stay), the best `keep_best` by `rule`, tagged ones, and always the newest. Pure.
+// stay), those with a step divisible by `keep_every` (0: none for that), the best ones by each
+// rule of `best`, tagged ones, and always the newest. Pure.
+struct BestKeep {
+  format::BestRule rule;
+  std::uint32_t count = 0;
+};
 struct RetentionPolicy {
   std::uint32_t keep_last = 0;
-  std::uint32_t keep_best = 0;
-  std::optional<format::BestRule> rule = {};
+  std::uint32_t keep_every = 0;
+  std::vector<BestKeep> best = {};
 };
 std::vector<const Checkpoint*> choose_victims(const RunContents& contents,
                                               const RetentionPolicy& policy);

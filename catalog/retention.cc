@@ -1,7 +1,5 @@
 #include <algorithm>
-#include <cmath>
 #include <set>
-#include <utility>
 
 #include "base/step.h"
 #include "base/text.h"
@@ -12,27 +10,6 @@
 namespace stillframe::catalog {
 
 namespace {
-
-// The `count` best, ties to the newest, NaN never.
-std::set<const Checkpoint*> best_of(const RunContents& contents, const format::BestRule& rule,
-                                    std::size_t count) {
-  std::vector<std::pair<double, const Checkpoint*>> ranked;
-  for (const Checkpoint& checkpoint : contents.checkpoints) {
-    const auto metric = checkpoint.manifest.metrics.find(rule.metric);
-    if (metric == checkpoint.manifest.metrics.end() || std::isnan(metric->second)) continue;
-    ranked.emplace_back(metric->second, &checkpoint);
-  }
-  std::sort(ranked.begin(), ranked.end(), [&rule](const auto& a, const auto& b) {
-    if (a.first != b.first) {
-      return rule.mode == format::BestMode::kMin ? a.first < b.first : a.first > b.first;
-    }
-    return a.second->manifest.sequence > b.second->manifest.sequence;
-  });
-  ranked.resize(std::min(ranked.size(), count));
-  std::set<const Checkpoint*> best;
-  for (const auto& [value, checkpoint] : ranked) best.insert(checkpoint);
-  return best;
-}
 
 // Points RUN/NAME to a checkpoint, or takes it away; never touches what is not a link.
 void point_link(uring::IoBackend& io, const std::string& run_path, std::string_view name,
@@ -63,16 +40,21 @@ std::vector<const Checkpoint*> choose_victims(const RunContents& contents,
   if (contents.checkpoints.size() <= policy.keep_last) return victims;
 
   std::set<const Checkpoint*> best;
-  const format::BestRule* rule = policy.rule ? &*policy.rule : nullptr;
-  if (rule == nullptr && contents.newest()->manifest.best_rule) {
-    rule = &*contents.newest()->manifest.best_rule;
+  for (const BestKeep& keep : policy.best) {
+    auto ranked = contents.ranked(keep.rule);
+    ranked.resize(std::min<std::size_t>(ranked.size(), keep.count));
+    best.insert(ranked.begin(), ranked.end());
   }
-  if (rule != nullptr) best = best_of(contents, *rule, policy.keep_best);
+  const auto is_kept = [&](const Checkpoint& checkpoint) {
+    const bool is_every =
+        policy.keep_every != 0 && checkpoint.manifest.step % policy.keep_every == 0;
+    return is_every || !checkpoint.tags.empty() || best.contains(&checkpoint);
+  };
 
   const std::size_t old_count = contents.checkpoints.size() - policy.keep_last;
   for (std::size_t i = 0; i < old_count; ++i) {
     const Checkpoint& checkpoint = contents.checkpoints[i];
-    if (checkpoint.tags.empty() && !best.contains(&checkpoint)) victims.push_back(&checkpoint);
+    if (!is_kept(checkpoint)) victims.push_back(&checkpoint);
   }
   return victims;
 }

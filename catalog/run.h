@@ -48,7 +48,9 @@ struct RunContents {
   const Checkpoint* newest() const noexcept;
   // The best by the newest checkpoint's rule, or by `rule` when given. NaN never wins, ties go to
   // the newest. nullptr: no checkpoint has that metric with a number.
-  const Checkpoint* best(const format::BestRule* rule = nullptr) const noexcept;
+  const Checkpoint* best(const format::BestRule* rule = nullptr) const;
+  // Those that have a number for the rule's metric, the best first; of equals the newest first.
+  std::vector<const Checkpoint*> ranked(const format::BestRule& rule) const;
 };
 
 // Scans. A path that does not exist, or is an empty directory, is an empty RunContents, not an

@@ -52,27 +52,31 @@ const Checkpoint* RunContents::newest() const noexcept {
   return checkpoints.empty() ? nullptr : &checkpoints.back();
 }
 
-const Checkpoint* RunContents::best(const format::BestRule* rule) const noexcept {
+const Checkpoint* RunContents::best(const format::BestRule* rule) const {
   if (rule == nullptr && !checkpoints.empty() && checkpoints.back().manifest.best_rule) {
     rule = &*checkpoints.back().manifest.best_rule;
   }
   if (rule == nullptr) return nullptr;
+  const auto best_first = ranked(*rule);
+  return best_first.empty() ? nullptr : best_first.front();
+}
 
-  const Checkpoint* best = nullptr;
-  double best_value = 0;
+std::vector<const Checkpoint*> RunContents::ranked(const format::BestRule& rule) const {
+  std::vector<std::pair<double, const Checkpoint*>> valued;
   for (const Checkpoint& checkpoint : checkpoints) {
-    const auto metric = checkpoint.manifest.metrics.find(rule->metric);
+    const auto metric = checkpoint.manifest.metrics.find(rule.metric);
     if (metric == checkpoint.manifest.metrics.end() || std::isnan(metric->second)) continue;
-    const double value = metric->second;
-    // Oldest first, so that "not worse" lets the newest win a tie.
-    const bool is_not_worse =
-        rule->mode == format::BestMode::kMin ? value <= best_value : value >= best_value;
-    if (best == nullptr || is_not_worse) {
-      best = &checkpoint;
-      best_value = value;
-    }
+    valued.emplace_back(metric->second, &checkpoint);
   }
-  return best;
+  std::sort(valued.begin(), valued.end(), [&rule](const auto& a, const auto& b) {
+    if (a.first != b.first) {
+      return rule.mode == format::BestMode::kMin ? a.first < b.first : a.first > b.first;
+    }
+    return a.second->manifest.sequence > b.second->manifest.sequence;
+  });
+  std::vector<const Checkpoint*> best_first;
+  for (const auto& [value, checkpoint] : valued) best_first.push_back(checkpoint);
+  return best_first;
 }
 
 Result<const Checkpoint*> select(const RunContents& contents, const format::Selector& selector) {

@@ -9,6 +9,7 @@
 
 namespace stillframe::cli {
 
+void declare_best(CLI::App& app, Action& action);
 void declare_ls(CLI::App& app, Action& action);
 void declare_show(CLI::App& app, Action& action);
 void declare_verify(CLI::App& app, Action& action);

@@ -56,6 +56,7 @@ int run(int argc, char** argv) {
                  "The daemon's socket (default: $STILLFRAME_SOCKET, the service, your own daemon)")
       ->type_name("PATH");
   declare_ls(app, action);
+  declare_best(app, action);
   declare_show(app, action);
   declare_verify(app, action);
   declare_restore(app, action);

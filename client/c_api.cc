@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <memory>
 #include <new>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -151,8 +152,9 @@ Result<SessionOptions> session_options(const sf_attach_options& given) {
   if (given.run_path == nullptr || given.run_path[0] == '\0') {
     return Error(Code::kInvalidArgument, "attach: run_path is missing");
   }
-  if (given.keep_best != 0 && text_of(given.best_metric).empty()) {
-    return Error(Code::kInvalidArgument, "attach: keep_best needs best_metric");
+  if (given.best_count > SF_BEST_COUNT_MAX || (given.best_count != 0 && given.best == nullptr)) {
+    return Error(Code::kInvalidArgument, concat("attach: ", given.best_count,
+                                                " criteria in best, at most ", SF_BEST_COUNT_MAX));
   }
   auto run_path = absolute_path(given.run_path);
   if (!run_path) return std::move(run_path).error();
@@ -166,9 +168,14 @@ Result<SessionOptions> session_options(const sf_attach_options& given) {
   attach.rank = given.rank;
   attach.world_size = given.world_size == 0 ? 1 : given.world_size;
   attach.keep_last = given.keep_last;
-  attach.keep_best = given.keep_best;
-  attach.best_metric = text_of(given.best_metric);
-  attach.best_is_max = given.best_is_max != 0;
+  attach.keep_every = given.keep_every;
+  for (const sf_best& best : std::span(given.best, given.best_count)) {
+    auto one = std::make_unique<shm::wire::BestKeepT>();
+    one->metric = text_of(best.metric);
+    one->is_max = best.is_max != 0;
+    one->count = best.count;
+    attach.best.push_back(std::move(one));
+  }
   attach.force_filesystem = given.force_filesystem != 0;
   attach.framework = text_of(given.framework);
   attach.python_version = text_of(given.python_version);

@@ -52,13 +52,23 @@ SF_API const char* sf_version(void); /* "0.1.0" */
 
 /* ---- attach ---------------------------------------------------------------------------------- */
 
+/* Keeps the `count` best checkpoints by a metric given to saves; NaN is never among them, of equals
+ * the newest is. */
+typedef struct sf_best {
+  const char* metric;
+  int32_t is_max;
+  uint32_t count;
+} sf_best;
+
+#define SF_BEST_COUNT_MAX 16
+
 typedef struct sf_attach_options {
   uint32_t struct_bytes;
   uint32_t rank;
   uint32_t world_size; /* 1: only one rank is served so far */
   uint32_t keep_last;  /* newest checkpoints to keep; 0 keeps all */
-  uint32_t keep_best;  /* best ones to keep as well; needs best_metric */
-  int32_t best_is_max;
+  uint32_t keep_every; /* keep what has a step divisible by this as well; 0: nothing for that */
+  uint32_t best_count; /* of `best` */
   int32_t force_filesystem; /* accept a network file system */
   int32_t no_autostart;     /* never start a private daemon */
   uint32_t slot_count;      /* 0: 2 */
@@ -67,7 +77,7 @@ typedef struct sf_attach_options {
   uint32_t reserved;        /* 0 */
   uint64_t arena_bytes_max; /* 0: the daemon's own cap */
   const char* run_path;     /* created when absent; made absolute */
-  const char* best_metric;  /* NULL: none */
+  const sf_best* best;      /* what to keep as well; the first one is what `best` means */
   const char* framework;    /* "torch 2.13.0", stored in manifests; may be NULL */
   const char* python_version;
   const char* socket_path; /* NULL: the usual look-up (docs/PROTOCOL.md section 1) */

@@ -247,7 +247,8 @@ Task<std::shared_ptr<ActiveSave>> Run::begin_save(Begin begin,
   request.world_size = options_.world_size;
   request.wall_ns = environment_.clock.wall_ns();
   request.metrics = std::move(begin.metrics);
-  request.best_rule = options_.retention.rule;
+  const auto& best = options_.retention.best;
+  if (!best.empty()) request.best_rule = best.front().rule;
   request.framework = options_.framework;
   request.python_version = options_.python_version;
   request.has_pickle = begin.has_pickle;

@@ -16,6 +16,7 @@
 #include "base/text.h"
 #include "format/manifest.h"
 #include "format/names.h"
+#include "format/utf8.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77  // Linux 6.5; asm-generic/socket.h.
@@ -57,11 +58,24 @@ Result<std::string> canonical_run_path(const std::string& path) {
   return text;
 }
 
-std::optional<format::BestRule> best_rule_of(const wire::AttachT& request) {
-  if (request.best_metric.empty()) return std::nullopt;
-  return format::BestRule{
-      .metric = request.best_metric,
-      .mode = request.best_is_max ? format::BestMode::kMax : format::BestMode::kMin};
+constexpr std::size_t kBestCountMax = 16;
+
+Result<catalog::RetentionPolicy> retention_of(const wire::AttachT& request) {
+  if (request.best.size() > kBestCountMax) {
+    return Error(Code::kInvalidArgument,
+                 concat(request.best.size(), " criteria of best, at most ", kBestCountMax));
+  }
+  catalog::RetentionPolicy policy{
+      .keep_last = request.keep_last, .keep_every = request.keep_every, .best = {}};
+  for (const auto& best : request.best) {
+    if (!format::is_metric_name(best->metric)) {
+      return Error(Code::kInvalidArgument, concat("best: ", format::printable(best->metric),
+                                                  " is not the name of a metric"));
+    }
+    const auto mode = best->is_max ? format::BestMode::kMax : format::BestMode::kMin;
+    policy.best.push_back({.rule = {.metric = best->metric, .mode = mode}, .count = best->count});
+  }
+  return policy;
 }
 
 }  // namespace
@@ -315,9 +329,9 @@ Task<wire::MessageT> Session::attach(const wire::AttachT& request) {
   TrainerOptions options;
   options.rank = request.rank;
   options.world_size = request.world_size;
-  options.retention.keep_last = request.keep_last;
-  options.retention.keep_best = request.keep_best;
-  options.retention.rule = best_rule_of(request);
+  auto retention = retention_of(request);
+  if (!retention) co_return std::move(retention).error();
+  options.retention = *std::move(retention);
   options.framework = request.framework.substr(0, 128);
   options.python_version = request.python_version.substr(0, 64);
   options.arena_bytes_max = request.arena_bytes_max;

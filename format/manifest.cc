@@ -72,10 +72,6 @@ bool is_short_text(std::string_view text, std::size_t bytes_max) {
   return text.size() <= bytes_max && is_plain_utf8(text);
 }
 
-bool is_metric_name(std::string_view name) {
-  return !name.empty() && is_short_text(name, kMetricNameBytesMax);
-}
-
 Status check_files(const Manifest& manifest) {
   std::set<std::string_view> names;
   for (const ManifestPart& part : manifest.parts) {
@@ -108,6 +104,10 @@ Status check_files(const Manifest& manifest) {
 }
 
 }  // namespace
+
+bool is_metric_name(std::string_view name) {
+  return !name.empty() && is_short_text(name, kMetricNameBytesMax);
+}
 
 std::string metric_text(double value) {
   if (std::isnan(value)) return "\"NaN\"";

@@ -69,6 +69,10 @@ std::string encode_manifest(const Manifest& manifest);
 // the member. Whoever fills a manifest from a client's words asks first.
 Status check_manifest(const Manifest& manifest);
 
+// Whether manifests take it as the name of a metric: 1 to 256 bytes of UTF-8, no control
+// characters.
+bool is_metric_name(std::string_view name);
+
 // kDataLoss: damaged, truncated, trailing bytes, duplicate or unknown keys, values out of range,
 // names that may not occur. kInvalidArgument: intact, but of a newer major format version, which is
 // named.

@@ -49,6 +49,12 @@ class Error(Structure):
     _fields_ = [("code", c_int32), ("native", c_int32), ("message", c_char * 2040)]
 
 
+class Best(Structure):
+    """sf_best."""
+
+    _fields_ = [("metric", c_char_p), ("is_max", c_int32), ("count", c_uint32)]
+
+
 class AttachOptions(Structure):
     """sf_attach_options."""
 
@@ -57,8 +63,8 @@ class AttachOptions(Structure):
         ("rank", c_uint32),
         ("world_size", c_uint32),
         ("keep_last", c_uint32),
-        ("keep_best", c_uint32),
-        ("best_is_max", c_int32),
+        ("keep_every", c_uint32),
+        ("best_count", c_uint32),
         ("force_filesystem", c_int32),
         ("no_autostart", c_int32),
         ("slot_count", c_uint32),
@@ -67,7 +73,7 @@ class AttachOptions(Structure):
         ("reserved", c_uint32),
         ("arena_bytes_max", c_uint64),
         ("run_path", c_char_p),
-        ("best_metric", c_char_p),
+        ("best", POINTER(Best)),
         ("framework", c_char_p),
         ("python_version", c_char_p),
         ("socket_path", c_char_p),

@@ -138,14 +138,14 @@ class Restorer:
             yield str(entry["sequence"])
 
     def _best_first(self, newest_first: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        metric = self._options.best_metric
-        if metric is None:
+        if not self._options.best:
             raise InvalidArgument('resume("best") needs monitor= of the Checkpointer')
+        metric, mode, _ = self._options.best[0]
         ranked = []
         for entry in newest_first:
             value = float(entry["metrics"].get(metric, "nan"))
             if value == value:
-                ranked.append((-value if self._options.best_is_max else value, entry))
+                ranked.append((-value if mode == "max" else value, entry))
         # Stable: of equals the newest comes first.
         return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])]
 

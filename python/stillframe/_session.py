@@ -35,9 +35,8 @@ class AttachOptions:
     rank: int = 0
     world_size: int = 1
     keep_last: int = 0
-    keep_best: int = 0
-    best_metric: str | None = None
-    best_is_max: bool = False
+    keep_every: int = 0
+    best: Sequence[tuple[str, str, int]] = ()  # Metric, "min" or "max", how many.
     force_filesystem: bool = False
     arena_bytes_max: int = 0
     framework: str = ""
@@ -79,12 +78,17 @@ class Session:
             rank=options.rank,
             world_size=options.world_size,
             keep_last=options.keep_last,
-            keep_best=options.keep_best,
-            best_is_max=options.best_is_max,
+            keep_every=options.keep_every,
+            best_count=len(options.best),
+            best=(_library.Best * len(options.best))(
+                *(
+                    _library.Best(metric.encode(), mode == "max", count)
+                    for metric, mode, count in options.best
+                )
+            ),
             force_filesystem=options.force_filesystem,
             arena_bytes_max=options.arena_bytes_max,
             run_path=os.fsencode(options.directory),
-            best_metric=options.best_metric.encode() if options.best_metric else None,
             framework=options.framework.encode(),
             python_version=options.python_version.encode(),
         )

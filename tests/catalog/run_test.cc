@@ -348,14 +348,39 @@ TEST(Retention, removes_all_but_the_newest_oldest_first) {
   EXPECT_EQ(victims_of(contents, {.keep_last = 9}), Sequences());
 }
 
+BestKeep best_keep(format::BestMode mode, std::uint32_t count) {
+  return {.rule = {.metric = "score", .mode = mode}, .count = count};
+}
+
 TEST(Retention, spares_the_best) {
   const RunContents contents = contents_with({9, 1, 9, kNan, 0}, format::BestMode::kMax);
-  EXPECT_EQ(victims_of(contents, {.keep_last = 1, .keep_best = 1}), Sequences({1, 2, 4}));
-  EXPECT_EQ(victims_of(contents, {.keep_last = 1, .keep_best = 2}), Sequences({2, 4}));
-  EXPECT_EQ(victims_of(contents, {.keep_last = 1, .keep_best = 9}), Sequences({4}));
-  const format::BestRule rule{.metric = "score", .mode = format::BestMode::kMin};
-  EXPECT_EQ(victims_of(contents, {.keep_last = 1, .keep_best = 2, .rule = rule}),
-            Sequences({1, 3, 4}));
+  const auto victims = [&](format::BestMode mode, std::uint32_t count) {
+    return victims_of(contents, {.keep_last = 1, .best = {best_keep(mode, count)}});
+  };
+  EXPECT_EQ(victims(format::BestMode::kMax, 0), Sequences({1, 2, 3, 4}));
+  EXPECT_EQ(victims(format::BestMode::kMax, 1), Sequences({1, 2, 4}));
+  EXPECT_EQ(victims(format::BestMode::kMax, 2), Sequences({2, 4}));
+  EXPECT_EQ(victims(format::BestMode::kMax, 9), Sequences({4}));
+  EXPECT_EQ(victims(format::BestMode::kMin, 2), Sequences({1, 3, 4}));
+}
+
+TEST(Retention, spares_the_best_of_every_criterion) {
+  RunContents contents = contents_with({9, 1, 5, 4, 6}, format::BestMode::kMax);
+  contents.checkpoints[2].manifest.metrics["loss"] = 0.5;
+  contents.checkpoints[3].manifest.metrics["loss"] = 0.25;
+  const BestKeep loss{.rule = {.metric = "loss", .mode = format::BestMode::kMin}, .count = 1};
+  EXPECT_EQ(
+      victims_of(contents, {.keep_last = 1, .best = {best_keep(format::BestMode::kMax, 1), loss}}),
+      Sequences({2, 3}));
+}
+
+TEST(Retention, spares_every_nth_step) {
+  RunContents contents = contents_with({1, 2, 3, 4, 5}, format::BestMode::kMax);
+  for (std::size_t i = 0; i < 5; ++i) {
+    contents.checkpoints[i].manifest.step = static_cast<std::int64_t>(50 * i);
+  }
+  EXPECT_EQ(victims_of(contents, {.keep_last = 1, .keep_every = 100}), Sequences({2, 4}));
+  EXPECT_EQ(victims_of(contents, {.keep_last = 0, .keep_every = 100}), Sequences());
 }
 
 TEST(Retention, spares_what_is_tagged) {
@@ -366,7 +391,8 @@ TEST(Retention, spares_what_is_tagged) {
 
 TEST(Retention, never_chooses_the_last_one) {
   const RunContents contents = contents_with({kNan}, format::BestMode::kMax);
-  EXPECT_EQ(victims_of(contents, {.keep_last = 1, .keep_best = 1}), Sequences());
+  EXPECT_EQ(victims_of(contents, {.keep_last = 1, .best = {best_keep(format::BestMode::kMax, 1)}}),
+            Sequences());
   EXPECT_EQ(victims_of(RunContents(), {.keep_last = 1}), Sequences());
 }
 

@@ -171,6 +171,44 @@ TEST_F(Cli, every_selector_names_its_checkpoint) {
   EXPECT_EQ(shown(run_ + "/best"), 1);
 }
 
+TEST_F(Cli, best_ranks_by_a_metric_and_names_what_there_is) {
+  commit(1, 100, {{"loss", 0.25}, {"score", 3}});
+  commit(2, 200, {{"loss", 0.5}, {"score", 9}});
+  commit(3, 300, {{"loss", 0.25}});
+  const auto ranked = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {"best", run_, "--json"});
+    std::vector<std::int64_t> sequences;
+    const json::value document = stillframe(words).json();
+    for (const json::value& one : document.at("checkpoints").as_array()) {
+      sequences.push_back(one.at("sequence").as_int64());
+    }
+    return sequences;
+  };
+  using Sequences = std::vector<std::int64_t>;
+  EXPECT_EQ(ranked({}), Sequences({3}));  // The run's own criterion; of equals the newest.
+  EXPECT_EQ(ranked({"-k", "9"}), Sequences({3, 1, 2}));
+  EXPECT_EQ(ranked({"--mode", "max"}), Sequences({2}));
+  EXPECT_EQ(ranked({"--metric", "score", "--mode", "max", "-k", "2"}), Sequences({2, 1}));
+
+  const Outcome unknown = stillframe({"best", run_, "--metric", "f1", "--mode", "max"});
+  EXPECT_EQ(unknown.exit_code, 3);
+  EXPECT_TRUE(unknown.err.find("its metrics are loss, score") != std::string::npos) << unknown.err;
+  const Outcome unsaid = stillframe({"best", run_, "--metric", "score"});
+  EXPECT_NE(unsaid.exit_code, 0);
+  EXPECT_TRUE(unsaid.err.find("--mode min or max") != std::string::npos) << unsaid.err;
+  EXPECT_EQ(stillframe({"best", run_, "--mode", "least"}).exit_code, 2);
+}
+
+TEST_F(Cli, a_version_is_a_tag_and_a_name_of_another_meaning_is_none) {
+  commit(1, 100);
+  commit(2, 200);
+  ASSERT_EQ(stillframe({"tag", at("1"), "v1.0"}).exit_code, 0);
+  EXPECT_EQ(stillframe({"show", at("v1.0"), "--json"}).json().at("sequence").as_int64(), 1);
+  for (const char* name : {"latest", "best", "12", "step-7", "../x", ""}) {
+    EXPECT_EQ(stillframe({"tag", at("1"), name}).exit_code, 2) << name;
+  }
+}
+
 TEST_F(Cli, verify_of_an_intact_run_reads_all_and_ends_with_0) {
   commit(1, 100);
   commit(2, 200);

@@ -48,9 +48,11 @@ inline wire::MessageT example_message(wire::Body kind) {
       body.rank = 3;
       body.world_size = 8;
       body.keep_last = 5;
-      body.keep_best = 2;
-      body.best_metric = "loss";
-      body.best_is_max = true;
+      body.keep_every = 100;
+      body.best.push_back(std::make_unique<wire::BestKeepT>());
+      body.best.back()->metric = "loss";
+      body.best.back()->is_max = true;
+      body.best.back()->count = 2;
       body.force_filesystem = true;
       body.framework = "torch 2.13.0";
       body.python_version = "3.11.7";

@@ -55,8 +55,11 @@ TEST(Messages, keep_their_members) {
   EXPECT_EQ(attach.run_path, "/data/run1");
   EXPECT_EQ(attach.rank, 3U);
   EXPECT_EQ(attach.world_size, 8U);
-  EXPECT_EQ(attach.best_metric, "loss");
-  EXPECT_TRUE(attach.best_is_max);
+  EXPECT_EQ(attach.keep_every, 100U);
+  ASSERT_EQ(attach.best.size(), 1U);
+  EXPECT_EQ(attach.best[0]->metric, "loss");
+  EXPECT_TRUE(attach.best[0]->is_max);
+  EXPECT_EQ(attach.best[0]->count, 2U);
   EXPECT_EQ(attach.arena_bytes_max, std::uint64_t{1} << 40);
 
   const auto begin_packet = encode(example_message(wire::Body::BeginSave));
