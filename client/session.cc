@@ -11,6 +11,7 @@
 #include "base/mapping.h"
 #include "base/step.h"
 #include "base/text.h"
+#include "client/remove.h"
 #include "format/json.h"
 
 namespace stillframe::client {
@@ -559,6 +560,25 @@ Result<Waited> Session::settle(std::uint32_t timeout_ms) {
   request.timeout_ms = timeout_ms;
   auto reply = current->call(shm::make_message(0, std::move(request)), {},
                              Deadline::after_ms(std::uint64_t{timeout_ms} + kSendTimeoutMs),
+                             Connection::WhenLate::kKeep);
+  if (reply) return Waited::kReached;
+  if (reply.error().code() == Code::kUnavailable && current->is_open() && deadline.has_passed()) {
+    return Waited::kTimedOut;
+  }
+  return std::move(reply).error();
+}
+
+Result<Waited> Session::remove(std::uint64_t sequence, std::uint32_t timeout_ms) {
+  auto allowed = may_remove(options_.attach.run_path, sequence);
+  if (!allowed) return std::move(allowed).error();
+  auto connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
+  if (!connected) return std::move(connected).error();
+  const auto current = connection();
+  const Deadline deadline = Deadline::after_ms(timeout_ms);
+  wire::RetireT request;
+  request.run_path = options_.attach.run_path;
+  request.sequence = sequence;
+  auto reply = current->call(shm::make_message(0, std::move(request)), {}, deadline,
                              Connection::WhenLate::kKeep);
   if (reply) return Waited::kReached;
   if (reply.error().code() == Code::kUnavailable && current->is_open() && deadline.has_passed()) {
