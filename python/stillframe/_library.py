@@ -198,6 +198,7 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "sf_ticket_get": (c_int, [_SESSION, c_uint64, POINTER(TicketInfo), _ERROR]),
     "sf_ticket_wait": (c_int, [_SESSION, c_uint64, c_int, c_uint32, _ERROR]),
     "sf_session_settle": (c_int, [_SESSION, c_uint32, _ERROR]),
+    "sf_checkpoint_remove": (c_int, [_SESSION, c_uint64, c_uint32, _ERROR]),
     "sf_run_list": (c_int, [c_char_p, POINTER(c_void_p), _ERROR]),
     "sf_checkpoint_open": (c_int, [c_char_p, c_char_p, _SESSION, POINTER(_CHECKPOINT), _ERROR]),
     "sf_checkpoint_close": (None, [_CHECKPOINT]),

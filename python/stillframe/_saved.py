@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from ctypes import byref
 from types import TracebackType
 from typing import Any
@@ -49,8 +50,14 @@ class SavedCheckpoint:
         state: state.json, still typed JSON.
     """
 
-    def __init__(self, directory: str, selector: str, session: Session) -> None:
+    def __init__(self, directory: str, selector: str, session: Session | None = None) -> None:
         """Open and check all but the tensors.
+
+        Args:
+            directory: the run.
+            selector: "latest", "best", a sequence, "step-1200", or a tag.
+            session: lends the snapshot that the daemon may still have in memory; None reads the
+                disk, without a daemon.
 
         Raises:
             NotFound: no such checkpoint.
@@ -60,7 +67,7 @@ class SavedCheckpoint:
         self._session = session
         handle = ctypes.c_void_p()
         error = _library.Error()
-        with session.lend_handle() as owner:
+        with self._borrowed() as owner:
             code = self._library.sf_checkpoint_open(
                 os.fsencode(directory), selector.encode(), owner, byref(handle), byref(error)
             )
@@ -127,12 +134,15 @@ class SavedCheckpoint:
                 target.stride_bytes = strides
         stats = _library.ReadStats(struct_bytes=ctypes.sizeof(_library.ReadStats))
         error = _library.Error()
-        with self._session.lend_handle():
+        with self._borrowed():
             code = self._library.sf_checkpoint_read(
                 self._handle, targets, len(places), byref(stats), byref(error)
             )
         _check(code, error)
         return stats
+
+    def _borrowed(self) -> AbstractContextManager[int | None]:
+        return nullcontext() if self._session is None else self._session.lend_handle()
 
     def _read_state(self) -> dict[str, Any]:
         size = ctypes.c_uint64()

@@ -240,6 +240,23 @@ class Session:
             if _has_passed(deadline):
                 return False
 
+    def remove_checkpoint(self, sequence: int, timeout: float) -> bool:
+        """Have the daemon remove a checkpoint of the run, which must have a newer one.
+
+        Returns:
+            False when `timeout` seconds have passed: the daemon goes on removing it.
+
+        Raises:
+            InvalidArgument: a tag protects it, or no newer one restores.
+            NotFound: it is not there.
+        """
+        with self.lock, self._using() as handle:
+            error = _library.Error()
+            code = self._library.sf_checkpoint_remove(
+                handle, sequence, round(timeout * 1000), byref(error)
+            )
+            return _reached(code, error)
+
     @contextmanager
     def lend_handle(self) -> Iterator[int]:
         """The sf_session for a call made elsewhere, which then owns the session's thread."""

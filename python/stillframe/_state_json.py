@@ -8,6 +8,7 @@ nothing is pickled unless the caller asked for that.
 from __future__ import annotations
 
 import base64
+import collections
 import json
 import math
 import pickle
@@ -31,6 +32,15 @@ _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
 _PLAIN = frozenset({type(None), bool})
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _ARRAY_KINDS = "biufc"
+_DICTS: dict[str, Callable[[Any], Any]] = {
+    "$dict": dict,
+    "$ordered": collections.OrderedDict,
+    "$counter": collections.Counter,
+}
+_DICT_KINDS: dict[type, str] = {
+    collections.OrderedDict: "$ordered",
+    collections.Counter: "$counter",
+}
 
 
 def child_path(path: str, key: object) -> str:
@@ -116,15 +126,16 @@ class Encoder:
                 _text(key, path): self.encode(item, child_path(path, key), depth + 1)
                 for key, item in value.items()
             }
-        return {
-            "$dict": [
-                [
-                    self.encode(key, f"{path} key", depth + 1),
-                    self.encode(item, child_path(path, key), depth + 1),
-                ]
-                for key, item in value.items()
+        return {"$dict": self._pairs(value, path, depth)}
+
+    def _pairs(self, value: dict[Any, Any], path: str, depth: int) -> list[Json]:
+        return [
+            [
+                self.encode(key, f"{path} key", depth + 1),
+                self.encode(item, child_path(path, key), depth + 1),
             ]
-        }
+            for key, item in value.items()
+        ]
 
     def _rare(self, value: Any, path: str, depth: int) -> Json:
         torch = sys.modules.get("torch")
@@ -137,6 +148,10 @@ class Encoder:
                 return {"$dtype": str(value).removeprefix("torch.")}
             if type(value) is torch.device:
                 return {"$device": str(value)}
+        special = _DICT_KINDS.get(type(value))
+        if special is not None:
+            self._saw(value)
+            return {special: self._pairs(value, path, depth)}
         if isinstance(value, np.generic) and value.dtype.kind in "biuf" and value.nbytes <= 8:
             return {"$scalar": [value.dtype.name, _number(value.item())]}
         if self._observe is not None:
@@ -149,8 +164,8 @@ class Encoder:
             return self._pickled(value, path)
         raise InvalidArgument(
             f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which has no "
-            "form in state.json; save its state_dict() or plain values, or let the Checkpointer "
-            "pickle it by allow_pickle=True"
+            "form in state.json; save its state_dict() or plain values, or have it pickled by "
+            "allow_pickle=True"
         )
 
     def _array(self, value: np.ndarray[Any, Any], path: str) -> Json:
@@ -264,13 +279,15 @@ def _decode(value: Json, path: str, tensor: Callable[[str], Any], allow_pickle: 
             return tuple(_decode(_expect(content, list), path, tensor, allow_pickle))
         if special == "$set":
             return set(_decode(_expect(content, list), path, tensor, allow_pickle))
-        if special == "$dict":
-            return {
-                _decode(key, f"{path} key", tensor, allow_pickle): _decode(
-                    item, path, tensor, allow_pickle
-                )
-                for key, item in _expect(content, list)
-            }
+        if special in _DICTS:
+            return _DICTS[special](
+                {
+                    _decode(key, f"{path} key", tensor, allow_pickle): _decode(
+                        item, path, tensor, allow_pickle
+                    )
+                    for key, item in _expect(content, list)
+                }
+            )
         return _decode_leaf(special, content)
     except (InvalidArgument, DataLoss):
         raise
