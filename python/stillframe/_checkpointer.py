@@ -177,6 +177,20 @@ class Checkpointer:
 
     # --- Saving -----------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Find or start the daemon, and have its memory ready before the first save.
+
+        Saves work without; the first then waits for both. resume() does the same.
+
+        Raises:
+            InvalidArgument: the directory cannot be used.
+            Unavailable: there is no daemon.
+        """
+        self._saver.check_usable()
+        self._saver.attach()
+        # Optimizers make their state in their first step.
+        self._wants_layout = True
+
     def save(
         self,
         step: int,
