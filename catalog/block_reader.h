@@ -30,6 +30,7 @@ struct OpenPart {
   std::string file_name;
   std::uint64_t bytes = 0;
   format::PartImage image;  // Header and places of tensors.
+  // Empty only for a file that stands alone and has none: nothing of it can be checked.
   std::vector<std::uint64_t> extent_hashes;
 };
 
@@ -41,6 +42,10 @@ class OpenCheckpoint {
   // in `damage`, and no header is read, so each part's `image` is empty.
   static Result<OpenCheckpoint> open_damaged(uring::IoBackend& io, const Checkpoint& checkpoint,
                                              std::vector<std::string>& damage);
+  // A safetensors file that stands alone (docs/FORMAT.md section 9), as a checkpoint of one part
+  // and no state. One with hashes in its header has them checked as far as the header goes;
+  // kDataLoss: it is damaged, or no safetensors file. One without is taken for a stranger's.
+  static Result<OpenCheckpoint> open_file(uring::IoBackend& io, const std::string& path);
   OpenCheckpoint(OpenCheckpoint&&) noexcept;
   OpenCheckpoint& operator=(OpenCheckpoint&&) noexcept;
   ~OpenCheckpoint();  // Closes the files.

@@ -163,15 +163,6 @@ Status copy_all(uring::IoBackend& io, const OpenCheckpoint& opened, const std::s
   return io.sync_directory(directory);
 }
 
-void remove_copy(uring::IoBackend& io, const std::string& directory) {
-  auto entries = io.list_directory(directory);
-  if (!entries) return;
-  for (const uring::DirectoryEntry& entry : *entries) {
-    (void)io.unlink(concat(directory, '/', entry.name));
-  }
-  (void)io.remove_directory(directory);
-}
-
 }  // namespace
 
 Status copy_out(uring::IoBackend& io, const Checkpoint& checkpoint, const std::string& target_path,
@@ -197,7 +188,7 @@ Status copy_out(uring::IoBackend& io, const Checkpoint& checkpoint, const std::s
     done = io.rename(partial, target_path, uring::RenameMode::kNoReplace);
   }
   if (!done) {
-    remove_copy(io, partial);
+    remove_files(io, partial);
     return done;
   }
   STEP("copy: sync parent directory");

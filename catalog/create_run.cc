@@ -30,23 +30,6 @@ Status sync_one(uring::IoBackend& io, const std::string& path) {
   return io.sync_directory(path);
 }
 
-// Makes `path` and its parents, each durable before the next is made.
-Status make_with_parents(uring::IoBackend& io, const std::string& path) {
-  auto status = directory_status(io, path);
-  if (status) {
-    // Somebody made it, perhaps we before a crash, and perhaps its name is not yet durable. A
-    // parent that we may not open cannot be synced; it is not ours then, and older than the run.
-    (void)sync_one(io, parent_of(path));
-    return ok();
-  }
-  if (status.error().code() != Code::kNotFound) return std::move(status).error();
-  auto made = make_with_parents(io, parent_of(path));
-  if (!made) return made;
-  made = make_one(io, path);
-  if (!made) return made;
-  return sync_one(io, parent_of(path));
-}
-
 Result<std::string> read_run_id(uring::IoBackend& io, const std::string& run_path) {
   const std::string path = concat(private_path(run_path), '/', format::kRunIdName);
   auto text = read_small_file(io, path, kBlockBytes);
@@ -105,9 +88,25 @@ Status publish_run_id(uring::IoBackend& io, const std::string& run_path,
 
 }  // namespace
 
+Status make_directories(uring::IoBackend& io, const std::string& path) {
+  auto status = directory_status(io, path);
+  if (status) {
+    // Somebody made it, perhaps we before a crash, and perhaps its name is not yet durable. A
+    // parent that we may not open cannot be synced; it is not ours then, and older than the run.
+    (void)sync_one(io, parent_of(path));
+    return ok();
+  }
+  if (status.error().code() != Code::kNotFound) return std::move(status).error();
+  auto made = make_directories(io, parent_of(path));
+  if (!made) return made;
+  made = make_one(io, path);
+  if (!made) return made;
+  return sync_one(io, parent_of(path));
+}
+
 Result<std::string> create_run(uring::IoBackend& io, const std::string& run_path,
                                const std::string& new_run_id) {
-  auto done = make_with_parents(io, run_path);
+  auto done = make_directories(io, run_path);
   if (done) done = check_is_run_or_empty(io, run_path);
   if (done) done = make_one(io, private_path(run_path));
   if (done) done = sync_one(io, run_path);

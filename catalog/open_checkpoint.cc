@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "catalog/aligned_memory.h"
 #include "catalog/block_reader.h"
+#include "catalog/read_now.h"
 #include "catalog/run_files.h"
 #include "format/manifest.h"
 #include "format/names.h"
@@ -54,26 +55,6 @@ Result<std::vector<std::vector<std::uint64_t>>> read_sums(uring::IoBackend& io,
   auto sums = read_listed_file(io, checkpoint.path, checkpoint.manifest.sums);
   if (!sums) return std::move(sums).error();
   return format::decode_sums(checkpoint.manifest, *sums);
-}
-
-// One read and nothing else in flight.
-Status read_now(uring::IoBackend& io, const OpenPart& part, std::uint64_t offset, Bytes target,
-                std::size_t wanted_bytes) {
-  uring::IoRequest request;
-  request.kind = uring::IoRequest::Kind::kRead;
-  request.file = part.file;
-  request.data = target.data();
-  request.bytes = round_up(wanted_bytes, kBlockBytes);
-  request.offset = offset;
-  auto submitted = io.submit(request);
-  if (!submitted) return submitted;
-  while (io.wait(-1).empty()) {
-  }
-  if (request.error) return *std::move(request.error);
-  if (request.moved_bytes < wanted_bytes) {
-    return damage(concat(part.file_name, ": ends early, at ", offset + request.moved_bytes));
-  }
-  return ok();
 }
 
 // Reads extents `first` to `end` into their places in `head` and checks each before it is believed.
@@ -138,6 +119,25 @@ Result<OpenPart> open_part(uring::IoBackend& io, const Checkpoint& checkpoint,
 }
 
 }  // namespace
+
+Status read_now(uring::IoBackend& io, const OpenPart& part, std::uint64_t offset, Bytes target,
+                std::size_t wanted_bytes) {
+  uring::IoRequest request;
+  request.kind = uring::IoRequest::Kind::kRead;
+  request.file = part.file;
+  request.data = target.data();
+  request.bytes = round_up(wanted_bytes, kBlockBytes);
+  request.offset = offset;
+  auto submitted = io.submit(request);
+  if (!submitted) return submitted;
+  while (io.wait(-1).empty()) {
+  }
+  if (request.error) return *std::move(request.error);
+  if (request.moved_bytes < wanted_bytes) {
+    return damage(concat(part.file_name, ": ends early, at ", offset + request.moved_bytes));
+  }
+  return ok();
+}
 
 OpenCheckpoint::OpenCheckpoint(uring::IoBackend& io, Checkpoint checkpoint)
     : io_(&io), checkpoint_(std::move(checkpoint)) {}

@@ -84,7 +84,8 @@ class Scan {
     const bool is_run = private_status && private_status->kind == uring::FileKind::kDirectory;
     owner_uid_ = is_run ? private_status->owner_uid : run_status->owner_uid;
 
-    auto done = read_checkpoints();
+    auto done = is_run ? ok() : read_alone();
+    if (done) done = read_checkpoints();
     if (done && is_run) done = read_private();
     if (!done) return std::move(done).error();
     settle_identity();
@@ -93,6 +94,23 @@ class Scan {
   }
 
  private:
+  // A directory that is no run but itself a checkpoint: a whole model, or a copy.
+  Status read_alone() {
+    auto text = read_small_file(io_, concat(contents_.path, '/', format::kManifestName),
+                                format::kManifestBytesMax);
+    if (!text && text.error().code() == Code::kNotFound) return ok();
+    if (!text && says_nothing(text.error())) return std::move(text).error();
+    auto manifest = text ? format::decode_manifest(*text) : std::move(text).error();
+    if (!manifest) {
+      add_damaged(contents_.path, {}, std::move(manifest).error());
+      return ok();
+    }
+    highest_ = manifest->sequence;
+    contents_.checkpoints.push_back(
+        {.path = contents_.path, .manifest = *std::move(manifest), .tags = {}});
+    return ok();
+  }
+
   Status read_checkpoints() {
     auto entries = io_.list_directory(contents_.path);
     if (!entries) return std::move(entries).error();

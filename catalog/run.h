@@ -57,6 +57,9 @@ struct RunContents {
 // error. kInvalidArgument: not a directory, or not allowed. Needs no lock: what a writer removes
 // meanwhile is left out.
 //
+// A directory that is no run but holds a manifest.json is a checkpoint that stands alone: a whole
+// model, or the copy of a checkpoint. It is the one in the answer.
+//
 // Damaged is also what has a checkpoint's name and is a link, a file or another user's directory
 // (than the run's), and what belongs to another run or carries another checkpoint's manifest. A
 // directory with manifest.json and manifest.json.dead counts as its manifest.json says; one with

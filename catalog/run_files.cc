@@ -62,6 +62,16 @@ Result<std::string> read_small_file(uring::IoBackend& io, const std::string& pat
   return bytes;
 }
 
+void remove_files(uring::IoBackend& io, const std::string& directory) {
+  // By listing, not by what was meant to be there: a half-made file must go too.
+  auto entries = io.list_directory(directory);
+  if (!entries) return;
+  for (const uring::DirectoryEntry& entry : *entries) {
+    (void)io.unlink(concat(directory, '/', entry.name));
+  }
+  (void)io.remove_directory(directory);
+}
+
 Status write_small_file(uring::IoBackend& io, const std::string& path, std::string_view bytes) {
   STEP("file: create");
   auto file = io.open(path, uring::OpenMode::kCreateBuffered);

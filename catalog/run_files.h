@@ -41,6 +41,11 @@ Status write_small_file(uring::IoBackend& io, const std::string& path, std::stri
 // The file holds the old bytes or the new ones, whatever happens; the new ones durably on return.
 Status replace_file(uring::IoBackend& io, const std::string& directory, std::string_view name,
                     std::string_view bytes);
+// Makes a directory and those above it, each durable before the next is made; what is there stays.
+Status make_directories(uring::IoBackend& io, const std::string& path);
+// Removes a directory and the files in it, as far as the drive lets it: of what never was, or no
+// longer is, anybody's checkpoint.
+void remove_files(uring::IoBackend& io, const std::string& directory);
 // As unlink, but a file that is already gone is no error.
 Status unlink_if_there(uring::IoBackend& io, const std::string& path);
 

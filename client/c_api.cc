@@ -14,6 +14,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/hash.h"
 #include "base/os_error.h"
 #include "base/text.h"
 #include "client/dial.h"
@@ -21,6 +22,7 @@
 #include "client/restore.h"
 #include "client/run_json.h"
 #include "client/session.h"
+#include "client/write_model.h"
 
 struct sf_session {
   // Shared with checkpoints, which use it while it lives.
@@ -215,6 +217,44 @@ Result<Session::SaveRequest> save_request(const sf_save_options& given) {
   return request;
 }
 
+Result<WriteRequest> write_request(const sf_write_options& given) {
+  if (given.path == nullptr || given.path[0] == '\0') {
+    return Error(Code::kInvalidArgument, "write: the path is missing");
+  }
+  if (given.state_json == nullptr && given.state_bytes != 0) {
+    return Error(Code::kInvalidArgument, "write: state_json is NULL");
+  }
+  auto path = absolute_path(given.path);
+  if (!path) return std::move(path).error();
+  SystemRng rng;
+  WriteRequest request;
+  request.path = *std::move(path);
+  request.nonce = rng.next();
+  request.run_id = to_hex(Hash128{.low = rng.next(), .high = rng.next()});
+  request.wall_ns = SystemClock().wall_ns();
+  if (given.state_bytes != 0) request.state_json = {given.state_json, given.state_bytes};
+  request.has_pickle = given.has_pickle != 0;
+  request.framework = text_of(given.framework);
+  request.python_version = text_of(given.python_version);
+  return request;
+}
+
+// Runs `body` with a backend of this thread, which ends with it.
+template <class Body>
+int with_writer(const sf_write_options* options, sf_error* error, Body&& body) noexcept {
+  return guarded(error, [&] {
+    sf_write_options given;
+    if (!take(options, given)) {
+      return invalid(error, "write: options are NULL, or struct_bytes is not set");
+    }
+    auto request = write_request(given);
+    if (!request) return fill(error, request.error());
+    auto created = uring::create_backend({});
+    if (!created) return fill(error, created.error());
+    return conclude(error, body(*created->backend, *request));
+  });
+}
+
 int32_t state_of(SaveState state) noexcept {
   switch (state) {
     case SaveState::kAccepted: return SF_ACCEPTED;
@@ -263,6 +303,7 @@ Result<std::string> daemon_status(const std::string& socket_path) {
 namespace sf = stillframe::client;
 using stillframe::Code;
 using stillframe::Error;
+using stillframe::Status;
 
 // --- Attach --------------------------------------------------------------------------------------
 
@@ -473,6 +514,51 @@ int sf_checkpoint_read(sf_checkpoint* checkpoint, const sf_target* targets, uint
       return sf::invalid(error, "read: struct_bytes of stats is not set");
     }
     return sf::succeed(error);
+  });
+}
+
+int sf_file_open(const char* path, sf_checkpoint** checkpoint, sf_error* error) {
+  return sf::guarded(error, [&] {
+    if (path == nullptr || checkpoint == nullptr) return sf::invalid(error, "open: NULL argument");
+    *checkpoint = nullptr;
+    auto holder = std::make_unique<sf_checkpoint>();
+    auto reader = sf::CheckpointReader::open_file(path);
+    if (!reader) return sf::fill(error, reader.error());
+    holder->reader = *std::move(reader);
+    *checkpoint = holder.release();
+    return sf::succeed(error);
+  });
+}
+
+int sf_checkpoint_verify(sf_checkpoint* checkpoint, sf_error* error) {
+  return sf::guarded(error, [&] {
+    if (checkpoint == nullptr) return sf::invalid(error, "verify: the checkpoint is NULL");
+    if (checkpoint->reader->owner_pid() != ::getpid()) {
+      return sf::invalid(error, "this is a forked child: open the checkpoint again in it");
+    }
+    return sf::conclude(error, checkpoint->reader->verify());
+  });
+}
+
+// --- Write without a daemon ----------------------------------------------------------------------
+
+int sf_model_write(const sf_write_options* options, const sf_part* parts, uint64_t part_count,
+                   const sf_source* sources, uint64_t source_count, sf_error* error) {
+  return sf::with_writer(options, error, [&](auto& io, const sf::WriteRequest& request) -> Status {
+    if ((parts == nullptr && part_count != 0) || (sources == nullptr && source_count != 0)) {
+      return Error(Code::kInvalidArgument, "write: a count without an array");
+    }
+    return sf::write_model(io, {parts, part_count}, {sources, source_count}, request);
+  });
+}
+
+int sf_file_write(const sf_write_options* options, const sf_part* part, const sf_source* sources,
+                  uint64_t source_count, sf_error* error) {
+  return sf::with_writer(options, error, [&](auto& io, const sf::WriteRequest& request) -> Status {
+    if (part == nullptr || (sources == nullptr && source_count != 0)) {
+      return Error(Code::kInvalidArgument, "write: no part, or a count without an array");
+    }
+    return sf::write_file(io, *part, {sources, source_count}, request);
   });
 }
 

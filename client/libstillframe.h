@@ -261,6 +261,44 @@ typedef struct sf_read_stats {
 SF_API int sf_checkpoint_read(sf_checkpoint* checkpoint, const sf_target* targets,
                               uint64_t target_count, sf_read_stats* stats, sf_error* error);
 
+/* Opens a safetensors file that stands alone, as a checkpoint of one part: no state, and of its
+ * manifest only the part means something. A file of sf_file_write() is checked like any checkpoint;
+ * of another writer's, whose metadata has no "stillframe.state", nothing can be checked.
+ * SF_DATA_LOSS: damaged, or no safetensors file. */
+SF_API int sf_file_open(const char* path, sf_checkpoint** checkpoint, sf_error* error);
+
+/* Reads everything and compares every hash. SF_DATA_LOSS names the first extent that differs;
+ * SF_INVALID_ARGUMENT: there are no hashes. */
+SF_API int sf_checkpoint_verify(sf_checkpoint* checkpoint, sf_error* error);
+
+/* ---- write (no daemon needed) ---------------------------------------------------------------- */
+
+typedef struct sf_write_options {
+  uint32_t struct_bytes;
+  uint32_t has_pickle; /* state_json holds opted-in pickles */
+  const char* path;
+  const char* state_json; /* sf_model_write() alone, as are those below */
+  uint64_t state_bytes;
+  const char* framework; /* may be NULL */
+  const char* python_version;
+} sf_write_options;
+
+/* Both calls block as long as the drive takes. `path` is the old or the new one whatever happens,
+ * and durable when they return SF_OK; after an error the old one is as it was. `lazy` of the
+ * sources means nothing. SF_DATA_LOSS: a tensor changed during the call. */
+
+/* Writes a whole model: a directory with these parts, which sf_checkpoint_open() takes as run_path
+ * with the selector "latest". Replaces a whole model or an empty directory, nothing else. Makes the
+ * directories above it. */
+SF_API int sf_model_write(const sf_write_options* options, const sf_part* parts,
+                          uint64_t part_count, const sf_source* sources, uint64_t source_count,
+                          sf_error* error);
+
+/* Writes one safetensors file that carries its own hashes; its metadata must have
+ * "stillframe.state". Replaces any regular file. The directory must exist. */
+SF_API int sf_file_write(const sf_write_options* options, const sf_part* part,
+                         const sf_source* sources, uint64_t source_count, sf_error* error);
+
 /* ---- daemon ---------------------------------------------------------------------------------- */
 
 /* The daemon's status as JSON. SF_UNAVAILABLE: none is running. Never starts one. Free with

@@ -58,10 +58,10 @@ Status restore_extents(const catalog::OpenPart& part, std::span<const kernels::T
   for (std::size_t done = 0; done < bytes.size(); done += kExtentBytes) {
     const ConstBytes extent = bytes.subspan(done, std::min(kExtentBytes, bytes.size() - done));
     const std::uint64_t begin = offset + done;
-    if (!kernels::restore_extent(kernel, extent, begin, part.extent_hashes[begin / kExtentBytes],
-                                 targets, 0)) {
-      return extent_damage(part, begin, extent.size());
-    }
+    const bool has_hashes = !part.extent_hashes.empty();
+    const std::uint64_t expected = has_hashes ? part.extent_hashes[begin / kExtentBytes] : 0;
+    const bool is_good = kernels::restore_extent(kernel, extent, begin, expected, targets, 0);
+    if (has_hashes && !is_good) return extent_damage(part, begin, extent.size());
   }
   return ok();
 }
@@ -174,30 +174,67 @@ Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open(
   if (!io) return std::move(io).error();
   std::unique_ptr<CheckpointReader> reader(new CheckpointReader(*std::move(io), session));
 
-  Status opened = ok();
-  reader->io_->run([&](uring::IoBackend& backend) {
-    opened = [&]() -> Status {
-      auto contents = catalog::read_run(backend, run_path);
-      if (!contents) return std::move(contents).error();
-      auto selected = catalog::select(*contents, *parsed);
-      if (!selected) return std::move(selected).error();
-      auto checkpoint = catalog::OpenCheckpoint::open(backend, **selected);
-      if (!checkpoint) return std::move(checkpoint).error();
-      auto state = checkpoint->read_state(0);
-      if (!state) return std::move(state).error();
-      reader->state_ = *std::move(state);
-      reader->checkpoint_.emplace(*std::move(checkpoint));
-      return ok();
-    }();
+  auto opened = reader->take([&](uring::IoBackend& backend) -> Result<catalog::OpenCheckpoint> {
+    auto contents = catalog::read_run(backend, run_path);
+    if (!contents) return std::move(contents).error();
+    auto selected = catalog::select(*contents, *parsed);
+    if (!selected) return std::move(selected).error();
+    auto checkpoint = catalog::OpenCheckpoint::open(backend, **selected);
+    if (!checkpoint) return checkpoint;
+    auto state = checkpoint->read_state(0);
+    if (!state) return std::move(state).error();
+    reader->state_ = *std::move(state);
+    return checkpoint;
   });
   if (!opened) return std::move(opened).error();
-  const catalog::OpenCheckpoint& checkpoint = *reader->checkpoint_;
-  reader->manifest_text_ = format::encode_manifest(checkpoint.checkpoint().manifest);
-  for (const catalog::OpenPart& part : checkpoint.parts()) {
-    reader->headers_.push_back(header_json(part.image.header));
-  }
-  reader->index_.emplace(checkpoint.parts());
   return reader;
+}
+
+Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open_file(const std::string& path) {
+  auto io = IoOwner::start();
+  if (!io) return std::move(io).error();
+  std::unique_ptr<CheckpointReader> reader(new CheckpointReader(*std::move(io), {}));
+  auto opened = reader->take(
+      [&](uring::IoBackend& backend) { return catalog::OpenCheckpoint::open_file(backend, path); });
+  if (!opened) return std::move(opened).error();
+  return reader;
+}
+
+Status CheckpointReader::take(
+    const std::function<Result<catalog::OpenCheckpoint>(uring::IoBackend&)>& open) {
+  Status opened = ok();
+  io_->run([&](uring::IoBackend& backend) {
+    auto checkpoint = open(backend);
+    if (checkpoint) {
+      checkpoint_.emplace(*std::move(checkpoint));
+    } else {
+      opened = std::move(checkpoint).error();
+    }
+  });
+  if (!opened) return opened;
+  manifest_text_ = format::encode_manifest(checkpoint_->checkpoint().manifest);
+  for (const catalog::OpenPart& part : checkpoint_->parts()) {
+    headers_.push_back(header_json(part.image.header));
+  }
+  index_.emplace(checkpoint_->parts());
+  return ok();
+}
+
+Status CheckpointReader::verify() {
+  const std::lock_guard lock(mutex_);
+  RestorePlan plan;
+  const auto& parts = checkpoint_->parts();
+  plan.targets_by_part.resize(parts.size());
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].extent_hashes.empty()) {
+      return Error(Code::kInvalidArgument,
+                   concat(parts[i].file_name, " was not written by Stillframe: it has no hashes"));
+    }
+    plan.wanted.push_back(
+        {.part = i, .first_extent = 0, .extent_count = parts[i].extent_hashes.size()});
+    plan.bytes += parts[i].bytes;
+  }
+  return read_from_disk(plan);
 }
 
 Result<CheckpointReader::Stats> CheckpointReader::read(std::span<const sf_target> targets) {
@@ -293,13 +330,7 @@ Status CheckpointReader::make_staging(const RestorePlan& plan) {
 
 kernels::CopyKernel CheckpointReader::kernel() const {
   if (const std::shared_ptr<Session> session = session_.lock()) return session->kernel();
-  // Nothing was measured here, and to measure takes longer than it gains beside a drive: of the
-  // forms that are never slow, the widest.
-  kernels::CopyKernel widest;
-  for (const kernels::CopyKernel kernel : kernels::runnable_kernels()) {
-    if (kernel.form == kernels::CopyForm::kSequential) widest = kernel;
-  }
-  return widest;
+  return kernels::widest_sequential_kernel();
 }
 
 Status CheckpointReader::read_from_disk(const RestorePlan& plan) {

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -30,6 +31,9 @@ class CheckpointReader {
   static Result<std::unique_ptr<CheckpointReader>> open(const std::string& run_path,
                                                         const std::string& selector,
                                                         const std::shared_ptr<Session>& session);
+  // A safetensors file that stands alone: one part, no state. Extents of a stranger's file, which
+  // has no hashes, are not checked.
+  static Result<std::unique_ptr<CheckpointReader>> open_file(const std::string& path);
   ~CheckpointReader();
   CheckpointReader(const CheckpointReader&) = delete;
   CheckpointReader& operator=(const CheckpointReader&) = delete;
@@ -40,6 +44,10 @@ class CheckpointReader {
   };
   // Contract: sf_checkpoint_read().
   Result<Stats> read(std::span<const sf_target> targets);
+
+  // Reads every extent of every part from the drive. kDataLoss names the first that differs from
+  // its hash; kInvalidArgument: there are none.
+  Status verify();
 
   const std::string& manifest_text() const noexcept { return manifest_text_; }
   const std::string& state() const noexcept { return state_; }
@@ -52,6 +60,8 @@ class CheckpointReader {
  private:
   CheckpointReader(std::unique_ptr<IoOwner> io, std::weak_ptr<Session> session);
 
+  // Opens on the thread that reads, and keeps what came of it.
+  Status take(const std::function<Result<catalog::OpenCheckpoint>(uring::IoBackend&)>& open);
   Result<bool> read_from_memory(const RestorePlan& plan);
   bool is_layout_of(const Session& session) const;
   Status read_from_disk(const RestorePlan& plan);

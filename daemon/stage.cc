@@ -7,6 +7,7 @@
 #include "base/step.h"
 #include "base/text.h"
 #include "catalog/change.h"
+#include "catalog/run_files.h"
 #include "daemon/save.h"
 #include "format/names.h"
 
@@ -108,14 +109,8 @@ Result<StagedShard> stage(uring::IoBackend& io, const SnapshotPlan& plan,
 
 void discard(uring::IoBackend& io, StagedShard staged) {
   staged.close_parts(io);
-  // By listing, not by what we meant to make: a half-made file must go too. What cannot be removed
-  // now is swept by the next start (C14), so errors are ignored here.
-  auto entries = io.list_directory(staged.directory_);
-  if (!entries) return;
-  for (const uring::DirectoryEntry& entry : *entries) {
-    (void)io.unlink(concat(staged.directory_, '/', entry.name));
-  }
-  (void)io.remove_directory(staged.directory_);
+  // What cannot be removed now is swept by the next start (C14).
+  catalog::remove_files(io, staged.directory_);
 }
 
 }  // namespace stillframe::daemon

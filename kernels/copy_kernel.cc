@@ -80,10 +80,14 @@ std::vector<CopyKernel> runnable_kernels() {
   return kernels;
 }
 
+CopyKernel widest_sequential_kernel() {
+  return {.form = CopyForm::kSequential, .isa = runnable_kernels().back().isa};
+}
+
 CopyKernel choose_kernel(const Clock& clock, ConstBytes scratch_source, Bytes scratch_target,
                          std::int64_t budget_ns) {
   const std::vector<CopyKernel> kernels = runnable_kernels();
-  const CopyKernel fallback = {.form = CopyForm::kSequential, .isa = kernels.back().isa};
+  const CopyKernel fallback = widest_sequential_kernel();
   const std::size_t extent_count =
       std::min(scratch_source.size(), scratch_target.size()) / kExtentBytes;
   if (extent_count == 0) return fallback;

@@ -35,6 +35,10 @@ std::string_view name(CopyKernel kernel) noexcept;
 // Every kernel that this build contains and this CPU runs, plain ones first. Never empty.
 std::vector<CopyKernel> runnable_kernels();
 
+// Of the kernels that are never slow, the one with the widest vectors: for those who copy beside a
+// drive, where measuring would take longer than it gains.
+CopyKernel widest_sequential_kernel();
+
 // The kernel that copies and hashes fastest here, measured for about `budget_ns` by whole extents
 // of the two ranges in turn. Both are faulted in beforehand, of the same size, at least 1 MiB,
 // better larger than the caches; `scratch_target` starts on a page and is overwritten. Where the

@@ -37,6 +37,7 @@ enum class OpenMode : std::uint8_t {
 enum class RenameMode : std::uint8_t {
   kNoReplace,  // kInvalidArgument with native() == EEXIST when the target exists.
   kReplace,
+  kExchange,  // Both exist, and each takes the other's name at once.
 };
 
 enum class FileKind : std::uint8_t { kRegular, kDirectory, kSymlink, kOther };

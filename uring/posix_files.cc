@@ -22,6 +22,15 @@ namespace {
 constexpr mode_t kFileMode = 0600;
 constexpr mode_t kDirectoryMode = 0700;
 
+unsigned rename_flags(RenameMode mode) noexcept {
+  switch (mode) {
+    case RenameMode::kNoReplace: return RENAME_NOREPLACE;
+    case RenameMode::kReplace: return 0;
+    case RenameMode::kExchange: return RENAME_EXCHANGE;
+  }
+  return RENAME_NOREPLACE;
+}
+
 FileKind kind_of(mode_t mode) noexcept {
   if (S_ISREG(mode)) return FileKind::kRegular;
   if (S_ISDIR(mode)) return FileKind::kDirectory;
@@ -263,8 +272,7 @@ Result<FileStatus> PosixFiles::status(const std::string& path) {
 }
 
 Status PosixFiles::rename(const std::string& source, const std::string& target, RenameMode mode) {
-  const unsigned flags = mode == RenameMode::kNoReplace ? RENAME_NOREPLACE : 0;
-  if (::renameat2(AT_FDCWD, source.c_str(), AT_FDCWD, target.c_str(), flags) != 0) {
+  if (::renameat2(AT_FDCWD, source.c_str(), AT_FDCWD, target.c_str(), rename_flags(mode)) != 0) {
     return os_error(concat("rename ", source, " to ", target), errno);
   }
   return ok();

@@ -177,6 +177,20 @@ class ReadStats(Structure):
     ]
 
 
+class WriteOptions(Structure):
+    """sf_write_options."""
+
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("has_pickle", c_uint32),
+        ("path", c_char_p),
+        ("state_json", c_char_p),
+        ("state_bytes", c_uint64),
+        ("framework", c_char_p),
+        ("python_version", c_char_p),
+    ]
+
+
 _SESSION = c_void_p
 _CHECKPOINT = c_void_p
 _ERROR = POINTER(Error)
@@ -208,6 +222,16 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "sf_checkpoint_read": (
         c_int,
         [_CHECKPOINT, POINTER(Target), c_uint64, POINTER(ReadStats), _ERROR],
+    ),
+    "sf_file_open": (c_int, [c_char_p, POINTER(_CHECKPOINT), _ERROR]),
+    "sf_checkpoint_verify": (c_int, [_CHECKPOINT, _ERROR]),
+    "sf_model_write": (
+        c_int,
+        [POINTER(WriteOptions), POINTER(Part), c_uint64, POINTER(Source), c_uint64, _ERROR],
+    ),
+    "sf_file_write": (
+        c_int,
+        [POINTER(WriteOptions), POINTER(Part), POINTER(Source), c_uint64, _ERROR],
     ),
     "sf_daemon_status": (c_int, [c_char_p, POINTER(c_void_p), _ERROR]),
     "sf_free": (None, [c_void_p]),

@@ -54,30 +54,49 @@ class SavedCheckpoint:
         """Open and check all but the tensors.
 
         Args:
-            directory: the run.
-            selector: "latest", "best", a sequence, "step-1200", or a tag.
-            session: lends the snapshot that the daemon may still have in memory; None reads the
-                disk, without a daemon.
+            directory: a run, or a checkpoint that stands alone.
+            selector: such as "latest".
+            session: a daemon's, which may have the snapshot in memory still.
 
         Raises:
             NotFound: no such checkpoint.
             DataLoss: it is damaged; the message says where.
         """
-        self._library = _library.loaded()
-        self._session = session
+        library = _library.loaded()
         handle = ctypes.c_void_p()
         error = _library.Error()
-        with self._borrowed() as owner:
-            code = self._library.sf_checkpoint_open(
+        with _lent(session) as owner:
+            code = library.sf_checkpoint_open(
                 os.fsencode(directory), selector.encode(), owner, byref(handle), byref(error)
             )
         _check(code, error)
+        self._take(handle, session)
+
+    @classmethod
+    def of_file(cls, path: str) -> SavedCheckpoint:
+        """Open a safetensors file that stands alone: one part, called "file", and no state.
+
+        Raises:
+            NotFound: no such file.
+            DataLoss: it is damaged, or no safetensors file.
+        """
+        self = cls.__new__(cls)
+        handle = ctypes.c_void_p()
+        error = _library.Error()
+        code = _library.loaded().sf_file_open(os.fsencode(path), byref(handle), byref(error))
+        _check(code, error)
+        self._take(handle, None)
+        return self
+
+    def _take(self, handle: ctypes.c_void_p, session: Session | None) -> None:
+        self._library = _library.loaded()
+        self._session = session
         self._handle: int | None = handle.value
         try:
             self.manifest: dict[str, Any] = json.loads(
                 self._library.sf_checkpoint_manifest(self._handle)
             )
-            self.state = self._read_state()
+            self.state = self._read_state() if self.manifest["states"] else {}
             self.parts = [
                 self._read_part(index, part["file"])
                 for index, part in enumerate(self.manifest["parts"])
@@ -115,6 +134,22 @@ class SavedCheckpoint:
                 return {key: value for key, value in part.metadata if value in names}
         return {}
 
+    def verify(self) -> None:
+        """Read everything and compare every hash.
+
+        Raises:
+            DataLoss: an extent is damaged; the message names it.
+            InvalidArgument: another writer's file, which has no hashes.
+        """
+        error = _library.Error()
+        _check(self._library.sf_checkpoint_verify(self._handle, byref(error)), error)
+
+    def data_offsets(self, part_index: int) -> dict[str, int]:
+        """Where each tensor of a part begins, in bytes behind the part's header."""
+        header = json.loads(self._library.sf_checkpoint_header(self._handle, part_index))
+        header.pop("__metadata__", None)
+        return {name: entry["data_offsets"][0] for name, entry in header.items()}
+
     def read(self, places: Sequence[Place]) -> _library.ReadStats:
         """Fill the places, each extent checked against its hash.
 
@@ -134,15 +169,12 @@ class SavedCheckpoint:
                 target.stride_bytes = strides
         stats = _library.ReadStats(struct_bytes=ctypes.sizeof(_library.ReadStats))
         error = _library.Error()
-        with self._borrowed():
+        with _lent(self._session):
             code = self._library.sf_checkpoint_read(
                 self._handle, targets, len(places), byref(stats), byref(error)
             )
         _check(code, error)
         return stats
-
-    def _borrowed(self) -> AbstractContextManager[int | None]:
-        return nullcontext() if self._session is None else self._session.lend_handle()
 
     def _read_state(self) -> dict[str, Any]:
         size = ctypes.c_uint64()
@@ -165,6 +197,10 @@ class SavedCheckpoint:
         return PartSpec(
             file_name.removesuffix(".safetensors"), tensors, tuple(sorted(metadata.items()))
         )
+
+
+def _lent(session: Session | None) -> AbstractContextManager[Any]:
+    return nullcontext() if session is None else session.lend_handle()
 
 
 def _check(code: int, error: _library.Error) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -85,8 +85,16 @@ class ModelTensors:
         return self.aliases.get(name, name)
 
 
-def collect_models(models: Mapping[str | None, nn.Module]) -> ModelTensors:
+def collect_models(
+    models: Mapping[str | None, nn.Module],
+    plain: Callable[[str, Tensor], Tensor] | None = None,
+) -> ModelTensors:
     """Walk the models; with more than one, names begin with the model's own name.
+
+    Args:
+        models: by name.
+        plain: gives the tensor behind a named one, sharing its memory, or refuses it; as
+            local_tensor() by default.
 
     Raises:
         InvalidArgument: a tensor cannot be saved, or a module keeps its state in its own way.
@@ -101,8 +109,29 @@ def collect_models(models: Mapping[str | None, nn.Module]) -> ModelTensors:
             if type(module).get_extra_state is not nn.Module.get_extra_state:
                 found.stateful[f"{name}_extra_state"] = module
             for key, tensor in _own_tensors(module):
-                _add(found, seen, f"{name}{key}", tensor)
+                full = f"{name}{key}"
+                memory = (plain or local_tensor)(full, tensor)
+                _add(found, seen, full, tensor, memory)
     return found
+
+
+def model_slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """Every place of the model's state: its name, the module with it, its key there, the tensor.
+
+    A tied tensor comes once for each of its names.
+    """
+    for name, module in _walk(model, ""):
+        for key, tensor in _own_tensors(module):
+            yield f"{name}{key}", module, key, tensor
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model inside of torch.compile, DDP and the like."""
+    while (wrapped := _wrapped_child(model)) is not None:
+        child = model._modules[wrapped]
+        assert child is not None
+        model = child
+    return model
 
 
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -144,9 +173,13 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _add(
-    found: ModelTensors, seen: dict[tuple[object, ...], str], name: str, tensor: Tensor
+    found: ModelTensors,
+    seen: dict[tuple[object, ...], str],
+    name: str,
+    tensor: Tensor,
+    memory: Tensor,
 ) -> None:
-    first = seen.setdefault(_identity(name, tensor), name)
+    first = seen.setdefault(_identity(tensor, memory), name)
     found.names[id(tensor)] = first
     if first == name:
         found.tensors[name] = tensor
@@ -154,9 +187,8 @@ def _add(
         found.aliases[name] = first
 
 
-def _identity(name: str, tensor: Tensor) -> tuple[object, ...]:
+def _identity(tensor: Tensor, memory: Tensor) -> tuple[object, ...]:
     """Equal for tied tensors: the same memory, seen in the same way."""
-    memory = local_tensor(name, tensor)
     if memory.numel() == 0:
         return (id(tensor),)
     return (memory.data_ptr(), memory.dtype, memory.shape, memory.stride())

@@ -12,6 +12,9 @@ checkpointer.close()
 """
 
 from stillframe._checkpointer import Checkpointer, Stateful
+from stillframe._file import load, save, verify
+from stillframe._model_load import load_model
+from stillframe._model_save import save_model
 from stillframe._restore import Restored
 from stillframe.errors import (
     Cancelled,
@@ -40,4 +43,9 @@ __all__ = [
     "StillframeWarning",
     "Ticket",
     "Unavailable",
+    "load",
+    "load_model",
+    "save",
+    "save_model",
+    "verify",
 ]

@@ -1,4 +1,6 @@
 #include "base/check.h"
+#include "format/file_hashes.h"
+#include "format/manifest.h"
 #include "format/names.h"
 #include "format/safetensors.h"
 #include "tests/fuzz/targets.h"
@@ -31,6 +33,12 @@ bool part_header(ConstBytes input) {
     spec.tensors.push_back(tensor.spec);
   }
   check(end == file_bytes && image->bytes == file_bytes, "the last tensor ends the file");
+
+  if (has_file_hashes(*image)) {
+    const auto hashes = decode_file_hashes(*image);
+    check(hashes || hashes.error().code() == Code::kDataLoss, "bad hashes are data loss");
+    check(!hashes || hashes->size() == extent_count(file_bytes), "one hash for each extent");
+  }
 
   // What anybody wrote, we can write; and what we write reads back byte for byte.
   const auto ours = place(spec);

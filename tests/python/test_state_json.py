@@ -115,6 +115,14 @@ def test_an_array_comes_back_with_shape_and_dtype(array: np.ndarray[Any, Any]) -
     back[...] = 0  # It owns its memory.
 
 
+def test_an_ordered_dict_stays_one_in_its_order() -> None:
+    value = collections.OrderedDict([("b", 1), (2, collections.OrderedDict())])
+    back = round_trip(value)
+    assert type(back) is collections.OrderedDict
+    assert list(back.items()) == list(value.items())
+    assert type(back[2]) is collections.OrderedDict
+
+
 @pytest.mark.parametrize(
     ("value", "path"),
     [

@@ -86,7 +86,13 @@ void DriveImage::set_name(InodeNumber directory, const std::string& name, InodeN
 int DriveImage::rename(const Place& source, const Place& target, uring::RenameMode mode) {
   if (source.inode == 0) return ENOENT;
   if (target.inode != 0 && mode == uring::RenameMode::kNoReplace) return EEXIST;
+  if (target.inode == 0 && mode == uring::RenameMode::kExchange) return ENOENT;
   if (target.inode == source.inode) return 0;
+  if (mode == uring::RenameMode::kExchange) {
+    set_name(target.directory, target.name, source.inode);
+    set_name(source.directory, source.name, target.inode);
+    return 0;
+  }
   if (target.inode != 0) {
     const bool from_directory = at(source.inode).kind == uring::FileKind::kDirectory;
     const bool onto_directory = at(target.inode).kind == uring::FileKind::kDirectory;

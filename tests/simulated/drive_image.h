@@ -15,7 +15,8 @@
 // Every directory entry has two images too, and all states in between: a power cut leaves each name
 // as it was when its directory was last synced, or after any change since, each name for itself.
 // Exceptions, which every file system that we support keeps:
-//   - a rename inside one directory leaves the old or the new name, never both;
+//   - a rename inside one directory leaves the old or the new name, never both; an exchange counts
+//     as two of them;
 //   - a rename across two directories may leave both names of a file (its link count is then 2), of
 //     a directory one;
 //   - what had a durable name and was renamed keeps a name, unless the old name's removal was

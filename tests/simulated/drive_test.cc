@@ -282,6 +282,21 @@ TEST(SimulatedDrive, a_renamed_directory_has_one_name_and_its_own_entries) {
             (Seen{"tmp - -", "- final -", "- final text"}));
 }
 
+TEST(SimulatedDrive, an_exchange_of_directories_never_leaves_the_durable_name_empty) {
+  EXPECT_EQ(outcomes(
+                [](SimulatedBackend& io) {
+                  for (const char* name : {"old", "new"}) {
+                    ASSERT_TRUE(io.make_directory(name));
+                    make_small(io, concat(name, "/text"), name);
+                    ASSERT_TRUE(io.sync_directory(name));
+                    if (std::string_view(name) == "old") ASSERT_TRUE(io.sync_directory("/"));
+                  }
+                  ASSERT_TRUE(io.rename("new", "old", RenameMode::kExchange));
+                },
+                [](SimulatedBackend& io) { return read_small(io, "old/text"); }),
+            (Seen{"old", "new"}));
+}
+
 TEST(SimulatedDrive, an_unsynced_unlink_may_be_undone) {
   EXPECT_EQ(outcomes(
                 [](SimulatedBackend& io) {

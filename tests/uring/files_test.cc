@@ -180,6 +180,18 @@ TEST_P(Files, a_rename_replaces_only_when_told_to) {
   EXPECT_EQ(read_small("c"), "first");
 }
 
+TEST_P(Files, an_exchange_gives_each_the_name_of_the_other) {
+  ASSERT_TRUE(io().make_directory(path("a")));
+  write_small("a/text", "first");
+  EXPECT_EQ(io().rename(path("a"), path("b"), RenameMode::kExchange).error().code(),
+            Code::kNotFound);
+  ASSERT_TRUE(io().make_directory(path("b")));
+  write_small("b/text", "second");
+  ASSERT_TRUE(io().rename(path("a"), path("b"), RenameMode::kExchange));
+  EXPECT_EQ(read_small("a/text"), "second");
+  EXPECT_EQ(read_small("b/text"), "first");
+}
+
 TEST_P(Files, an_open_file_follows_its_rename) {
   const FileId file = create("spool", kBlockBytes);
   ASSERT_TRUE(io().make_directory(path("run")));

@@ -1,0 +1,96 @@
+"""Writing without a daemon: sf_model_write() and sf_file_write() for tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from stillframe import _library
+from stillframe._layout import CLayout, PartSpec
+from stillframe._tensors import spec_of, stride_bytes
+from stillframe.errors import error_from_code
+
+Metadata = Sequence[tuple[str, str]]
+
+
+class Part:
+    """A part and the CPU tensors in it, by name; they are kept until this is."""
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], metadata: Metadata = ()) -> None:
+        self.tensors = {key: tensor.cpu() for key, tensor in tensors.items()}
+        specs = tuple(spec_of(key, tensor) for key, tensor in self.tensors.items())
+        self.spec = PartSpec(name, specs, tuple(metadata))
+
+
+def write_model(path: str, parts: Sequence[Part], state_json: bytes, *, has_pickle: bool) -> None:
+    """Write a directory of parts; see client/libstillframe.h.
+
+    Raises:
+        InvalidArgument: something else is at `path`, or a name is not allowed.
+        ResourceExhausted: the disk is full.
+        DataLoss: a tensor changed meanwhile.
+        Unavailable: the drive failed, or there is no library.
+    """
+    layout = CLayout([part.spec for part in parts])
+    sources = _Sources([tensor for part in parts for tensor in part.tensors.values()])
+    options = _library.WriteOptions(
+        struct_bytes=ctypes.sizeof(_library.WriteOptions),
+        has_pickle=has_pickle,
+        path=os.fsencode(path),
+        state_json=state_json,
+        state_bytes=len(state_json),
+        framework=f"torch {torch.__version__}".encode(),
+        python_version=platform.python_version().encode(),
+    )
+    error = _library.Error()
+    code = _library.loaded().sf_model_write(
+        byref(options), layout.parts, layout.count, sources.array, sources.count, byref(error)
+    )
+    _check(code, error)
+
+
+def write_file(path: str, part: Part) -> None:
+    """Write one file; see client/libstillframe.h.
+
+    Raises:
+        StillframeError: as write_model().
+    """
+    layout = CLayout([part.spec])
+    sources = _Sources(list(part.tensors.values()))
+    options = _library.WriteOptions(
+        struct_bytes=ctypes.sizeof(_library.WriteOptions), path=os.fsencode(path)
+    )
+    error = _library.Error()
+    code = _library.loaded().sf_file_write(
+        byref(options), layout.parts, sources.array, sources.count, byref(error)
+    )
+    _check(code, error)
+
+
+class _Sources:
+    """An array of sf_source over tensors that outlive it."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.count = len(tensors)
+        self.array = (_library.Source * self.count)()
+        self._kept: list[object] = []
+        for source, tensor in zip(self.array, tensors, strict=True):
+            source.data = tensor.data_ptr()
+            strides = stride_bytes(tensor)
+            if strides is not None:
+                array = (ctypes.c_int64 * len(strides))(*strides)
+                self._kept.append(array)
+                source.stride_bytes = array
+
+
+def _check(code: int, error: _library.Error) -> None:
+    if code != _library.OK:
+        raise error_from_code(
+            code, error.message.decode(errors="replace") or "no message", error.native
+        )
