@@ -1,6 +1,6 @@
 #pragma once
 
-// Reads parts from disk in 4 MiB blocks, several in flight, in whatever order they complete. The
+// Reads parts from disk in 1 MiB blocks, several in flight, in whatever order they complete. The
 // one reading loop of restore, verify and copying out.
 
 #include <cstdint>
@@ -17,8 +17,10 @@
 
 namespace stillframe::catalog {
 
-inline constexpr std::size_t kReadBlockBytes = std::size_t{4} << 20;
-inline constexpr std::size_t kReadDepth = 4;
+// 8 x 1 MiB: the bytes in flight that keep a drive busy, in blocks so small that all of them stay
+// in the last-level cache between the drive's store and the hash (adr/0007).
+inline constexpr std::size_t kReadBlockBytes = std::size_t{1} << 20;
+inline constexpr std::size_t kReadDepth = 8;
 
 // Everything in this header needs the backend for itself while it runs: no other request in flight.
 
@@ -63,8 +65,7 @@ class OpenCheckpoint {
   std::vector<OpenPart> parts_;
 };
 
-// One block that came from the drive: up to 4 extents of one part, not yet checked against their
-// hashes.
+// One block that came from the drive: an extent of one part, not yet checked against its hash.
 struct ReadBlock {
   std::size_t part = 0;
   std::uint64_t offset = 0;  // In the part; a multiple of kExtentBytes.

@@ -1,7 +1,5 @@
 #include "client/capture.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -13,13 +11,7 @@
 namespace stillframe::client {
 
 std::uint32_t default_copier_count() {
-  cpu_set_t cpus;
-  CPU_ZERO(&cpus);
-  std::uint32_t count = std::thread::hardware_concurrency();
-  if (::sched_getaffinity(0, sizeof cpus, &cpus) == 0) {
-    count = static_cast<std::uint32_t>(CPU_COUNT(&cpus));
-  }
-  return std::clamp<std::uint32_t>(count / 4, 1, 4);
+  return std::clamp<std::uint32_t>(usable_cpu_count() / 4, 1, 4);
 }
 
 CaptureEngine::~CaptureEngine() {

@@ -1,7 +1,9 @@
 #include "client/quiet_thread.h"
 
 #include <pthread.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <csignal>
 #include <system_error>
 #include <utility>
@@ -26,6 +28,16 @@ Result<std::thread> start_quiet_thread(const char* name, std::function<void()> b
   }
   (void)::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return thread;
+}
+
+std::uint32_t usable_cpu_count() {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  std::uint32_t count = std::thread::hardware_concurrency();
+  if (::sched_getaffinity(0, sizeof cpus, &cpus) == 0) {
+    count = static_cast<std::uint32_t>(CPU_COUNT(&cpus));
+  }
+  return std::max<std::uint32_t>(count, 1);
 }
 
 }  // namespace stillframe::client

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <thread>
 
@@ -11,5 +12,8 @@ namespace stillframe::client {
 // handlers never run there, and it has a name of at most 15 characters. The caller joins it.
 // kResourceExhausted: no more threads here.
 Result<std::thread> start_quiet_thread(const char* name, std::function<void()> body);
+
+// How many CPUs this process may use; at least 1.
+std::uint32_t usable_cpu_count();
 
 }  // namespace stillframe::client

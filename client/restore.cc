@@ -24,11 +24,13 @@ namespace stillframe::client {
 
 namespace {
 
-// Four blocks are in flight while each of two threads empties one: 6 x 4 MiB = 24 MiB.
+// Eight blocks are in flight while each of two threads empties one: 10 x 1 MiB.
 constexpr std::size_t kStagingBlockCount = catalog::kReadDepth + 2;
 constexpr std::uint64_t kLendTimeoutMs = 5'000;
 // Below it a second thread is not worth its start.
 constexpr std::uint64_t kHelpBytesMin = std::uint64_t{8} << 20;
+// Beside the reader, of which the drive must not wait for a turn.
+constexpr std::uint32_t kEmptierCpusMin = 3;
 
 Result<Mapping> map_anonymous(std::size_t bytes) {
   // Two MiB more, so that an aligned piece can be had without a second try.
@@ -159,10 +161,7 @@ CheckpointReader::CheckpointReader(std::unique_ptr<IoOwner> io, std::weak_ptr<Se
     : owner_pid_(::getpid()), io_(std::move(io)), session_(std::move(session)) {}
 
 CheckpointReader::~CheckpointReader() {
-  io_->run([this](uring::IoBackend& io) {
-    if (staging_) io.unregister_memory(aligned_part(staging_));
-    checkpoint_.reset();
-  });
+  io_->run([this](uring::IoBackend&) { checkpoint_.reset(); });
 }
 
 Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open(
@@ -319,12 +318,8 @@ Status CheckpointReader::make_staging(const RestorePlan& plan) {
   if (staging_ && aligned_part(staging_).size() >= bytes) return ok();
   auto mapping = map_anonymous(bytes);
   if (!mapping) return std::move(mapping).error();
-  io_->run([&](uring::IoBackend& io) {
-    if (staging_) io.unregister_memory(aligned_part(staging_));
-    staging_ = *std::move(mapping);
-    // Refused where locked memory is scarce; costs CPU, no more.
-    (void)io.register_memory(aligned_part(staging_));
-  });
+  // Not registered: to pin it takes longer than it saves in one restore (adr/0007).
+  staging_ = *std::move(mapping);
   return ok();
 }
 
@@ -349,7 +344,9 @@ Status CheckpointReader::read_from_disk(const RestorePlan& plan) {
     }
   };
   Result<std::thread> helper = std::thread();
-  if (plan.bytes >= kHelpBytesMin) helper = start_quiet_thread("sf-restore", empty_blocks);
+  if (plan.bytes >= kHelpBytesMin && usable_cpu_count() >= kEmptierCpusMin) {
+    helper = start_quiet_thread("sf-restore", empty_blocks);
+  }
   empty_blocks();
   if (helper && helper->joinable()) helper->join();
   io_->wait();

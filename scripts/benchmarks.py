@@ -1,7 +1,7 @@
 """Runs the benchmark programs one after another and keeps what they print.
 
-Called by scripts/bench. Each program prints JSON Lines; they go to
-bench/results/<date>-<kind of machine>/<name>.jsonl with the machine's facts beside them.
+Called by scripts/bench. Each program prints JSON Lines; they go, behind a line with the facts of
+machine and disk, to bench/results/<date>-<kind of machine>/<name>.jsonl.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -35,10 +36,15 @@ class Benchmark:
 # All of it in under five minutes on two cores.
 BENCHMARKS = (
     Benchmark("capture", "{bin}/capture_bench"),
-    Benchmark("persist", "{bin}/persist_bench --path {dir}"),
-    Benchmark("save", "{bin}/save_bench --path {dir} --daemon {bin}/stillframed"),
+    Benchmark("persist", "{bin}/persist_bench --path {dir} --rounds 3 --fresh-rounds 1"),
+    Benchmark("save", "{bin}/save_bench --path {dir} --daemon {bin}/stillframed --rounds 3"),
     Benchmark(
         "torch", "{python} bench/torch_bench.py --raw {bin}/raw_bench --directory {dir} --quick"
+    ),
+    Benchmark(
+        "train_slowdown",
+        "{python} bench/train_slowdown.py --directory {dir} --quick",
+        timeout_s=180,
     ),
 )
 
@@ -53,15 +59,57 @@ def cpu_model() -> str:
     return match.group(1) if match else platform.machine()
 
 
-def machine_facts() -> dict[str, str | int]:
+def git(*words: str) -> str:
+    """What git answers, without the end of the line; "" where it cannot."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def kernel_says(path: Path) -> str:
+    """The first line of a file of /sys or /proc; "unknown" where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").split("\n", 1)[0].strip()
+    except OSError:
+        return "unknown"
+
+
+def disk_facts(directory: Path) -> dict[str, str | int]:
+    """The file system of `directory` and the queue of its block device."""
+    device = directory.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    kind, options = "unknown", "unknown"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        # Of several mounts of one device the last is the one on top.
+        if before.split()[2] == number:
+            kind = after.split()[0]
+            words = f"{before.split()[5]},{after.split()[2]}".split(",")
+            options = ",".join(sorted({word for word in words if "/" not in word}))
+    block = Path("/sys/dev/block") / number
+    # A partition has its disk's queue.
+    queue = block / "queue" if (block / "queue").exists() else block.resolve().parent / "queue"
+    space = os.statvfs(directory)
+    return {
+        "file_system": kind,
+        "mount_options": options,
+        **{
+            name: kernel_says(queue / name)
+            for name in (
+                "rotational",
+                "scheduler",
+                "max_segments",
+                "max_sectors_kb",
+                "write_cache",
+                "io_poll",
+            )
+        },
+        "free_gib": space.f_bavail * space.f_frsize >> 30,
+        "used_percent": round(100 * (1 - space.f_bfree / max(1, space.f_blocks))),
+    }
+
+
+def machine_facts() -> dict[str, str | int | bool]:
     """What a later reader needs to judge the numbers; no names of hosts, users or paths."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "cpu": cpu_model(),
         "cpus": os.cpu_count() or 0,
@@ -69,11 +117,17 @@ def machine_facts() -> dict[str, str | int]:
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": git("rev-parse", "--short=12", "HEAD") or "unknown",
+        "has_local_changes": bool(git("status", "--porcelain")),
+        "thp": kernel_says(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+        "shmem_thp": kernel_says(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")),
+        "memlock_bytes": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
     }
 
 
-def run(benchmark: Benchmark, scratch: Path, results: Path) -> bool:
+def run(
+    benchmark: Benchmark, scratch: Path, results: Path, facts: dict[str, str | int | bool]
+) -> bool:
     """Runs one program, shows and keeps what it prints. False: it failed or gave no JSON."""
     words = {"bin": str(RELEASE), "dir": str(scratch), "python": sys.executable}
     command = [word.format(**words) for word in benchmark.command.split()]
@@ -81,6 +135,15 @@ def run(benchmark: Benchmark, scratch: Path, results: Path) -> bool:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     print(f"--- {benchmark.name}", flush=True)
     started = time.monotonic()
+    header = {
+        "kind": "machine",
+        "benchmark": benchmark.name,
+        "command": benchmark.command,
+        "utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "load": os.getloadavg()[0],
+        **facts,
+        "disk": disk_facts(scratch),
+    }
     try:
         done = subprocess.run(
             command,
@@ -105,7 +168,8 @@ def run(benchmark: Benchmark, scratch: Path, results: Path) -> bool:
             continue
         lines.append(line + "\n")
     if lines:
-        (results / f"{benchmark.name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        text = "".join([json.dumps(header) + "\n", *lines])
+        (results / f"{benchmark.name}.jsonl").write_text(text, encoding="utf-8")
     if done.returncode != 0:
         print(f"{benchmark.name}: ended with status {done.returncode}", file=sys.stderr)
     return done.returncode == 0 and bool(lines)
@@ -128,14 +192,13 @@ def main() -> int:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     results = ROOT / "bench" / "results" / f"{today}-{kind}"
     results.mkdir(parents=True, exist_ok=True)
-    (results / "machine.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     failed = []
     for benchmark in chosen:
         scratch = arguments.directory / f"stillframe-bench-{benchmark.name}"
         scratch.mkdir(parents=True, exist_ok=True)
         try:
-            if not run(benchmark, scratch, results):
+            if not run(benchmark, scratch, results, facts):
                 failed.append(benchmark.name)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

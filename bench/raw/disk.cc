@@ -73,13 +73,17 @@ double timed_with_ring(Work work) {
   return seconds;
 }
 
-double write_fd(int fd, const Memory& memory, bool allocate) {
-  return timed_with_ring([&](io_uring& ring) {
+WriteSeconds write_fd(int fd, const Memory& memory, bool allocate) {
+  WriteSeconds seconds;
+  seconds.durable = timed_with_ring([&](io_uring& ring) {
+    const double start = now_seconds();
     if (allocate && ::fallocate(fd, 0, 0, static_cast<off_t>(memory.bytes())) != 0)
       die("fallocate");
     transfer(ring, fd, memory, Way::kWrite);
+    seconds.taken = now_seconds() - start;
     if (::fdatasync(fd) != 0) die("fdatasync");
   });
+  return seconds;
 }
 
 bool has_bytes(int fd, std::size_t bytes) {
@@ -91,16 +95,20 @@ bool has_bytes(int fd, std::size_t bytes) {
 
 }  // namespace
 
-double write_seconds(const std::string& path, const Memory& memory, FileState state) {
+WriteSeconds write_phases(const std::string& path, const Memory& memory, FileState state) {
   if (state == FileState::kFresh && ::unlink(path.c_str()) != 0 && errno != ENOENT) die("unlink");
   const int fd = open_direct(path, O_RDWR | O_CREAT);
   if (state == FileState::kReused && !has_bytes(fd, memory.bytes())) {
     if (::ftruncate(fd, 0) != 0) die("ftruncate");
     (void)write_fd(fd, memory, true);
   }
-  const double seconds = write_fd(fd, memory, state == FileState::kFresh);
+  const WriteSeconds seconds = write_fd(fd, memory, state == FileState::kFresh);
   if (::close(fd) != 0) die("close");
   return seconds;
+}
+
+double write_seconds(const std::string& path, const Memory& memory, FileState state) {
+  return write_phases(path, memory, state).durable;
 }
 
 double read_seconds(const std::string& path, Memory& memory) {

@@ -18,8 +18,15 @@ enum class FileState {
   kFresh,   // Unlinked and created before, outside the time; fallocate() counts.
 };
 
+struct WriteSeconds {
+  double taken = 0;    // Until the drive has taken every byte.
+  double durable = 0;  // Until fdatasync() has returned as well.
+};
+
 // io_uring, O_DIRECT, 4 MiB x depth 4, then fdatasync(). The size of `memory` is a multiple of
 // 4096.
+WriteSeconds write_phases(const std::string& path, const Memory& memory, FileState state);
+// The same: until durable.
 double write_seconds(const std::string& path, const Memory& memory, FileState state);
 
 // The same downwards, after dropping the file's cached pages. The file holds memory.bytes().

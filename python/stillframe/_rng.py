@@ -18,24 +18,21 @@ from stillframe.errors import DataLoss
 def encode_rng() -> str:
     """The generators' states as JSON text, in the typed form of docs/FORMAT.md section 5."""
     version, words, gauss = random.getstate()
+    members = [
+        f'"python": {{"version": {version}, "words": {_bytes(_little_endian(words))}, '
+        f'"gauss": {json.dumps(gauss)}}}',
+        f'"torch": {_bytes(torch.get_rng_state().numpy().tobytes())}',
+    ]
     legacy = np.random.get_state(legacy=False)
     assert isinstance(legacy, dict)
-    document: dict[str, Any] = {
-        "python": {
-            "version": version,
-            "words": _bytes(_little_endian(words)),
-            "gauss": gauss,
-        },
-        "torch": _bytes(torch.get_rng_state().numpy().tobytes()),
-    }
     if legacy["bit_generator"] == "MT19937":
-        document["numpy"] = {
-            "words": _bytes(legacy["state"]["key"].astype("<u4").tobytes()),
-            "position": int(legacy["state"]["pos"]),
-            "has_gauss": int(legacy["has_gauss"]),
-            "gauss": float(legacy["gauss"]),
-        }
-    return json.dumps(document)
+        key = legacy["state"]["key"].astype("<u4").tobytes()
+        spare = json.dumps(float(legacy["gauss"]))
+        members.append(
+            f'"numpy": {{"words": {_bytes(key)}, "position": {int(legacy["state"]["pos"])}, '
+            f'"has_gauss": {int(legacy["has_gauss"])}, "gauss": {spare}}}'
+        )
+    return f"{{{', '.join(members)}}}"
 
 
 def restore_rng(state: dict[str, Any]) -> None:
@@ -72,5 +69,6 @@ def _words(data: bytes) -> tuple[int, ...]:
     return tuple(packed)
 
 
-def _bytes(data: bytes) -> dict[str, str]:
-    return {"$bytes": base64.b64encode(data).decode("ascii")}
+def _bytes(data: bytes) -> str:
+    # As text: a JSON encoder would look at each of some 14 000 characters for one to escape.
+    return f'{{"$bytes": "{base64.b64encode(data).decode("ascii")}"}}'
