@@ -62,6 +62,7 @@ class Encoder:
         allow_pickle: pickle what has no other form.
         observe: called with every list and dict that was visited, and with None for a value that
             can change without becoming another object. For callers that keep the result.
+        lifts_arrays: give NumPy arrays to `lift` too, instead of writing them as text.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Encoder:
         *,
         allow_pickle: bool = False,
         observe: Callable[[Any], None] | None = None,
+        lifts_arrays: bool = False,
     ) -> None:
         self._lift = lift
+        self._lifts_arrays = lifts_arrays
         self._allow_pickle = allow_pickle
         self._observe = observe
         self.has_pickle = False
@@ -159,6 +162,8 @@ class Encoder:
         if type(value) is set:
             return {"$set": self._items(list(value), path, depth)}
         if type(value) is np.ndarray and _is_portable(value.dtype):
+            if self._lifts_arrays:
+                return {"$tensor": self._lift(path, value)}
             return self._array(value, path)
         if self._allow_pickle:
             return self._pickled(value, path)

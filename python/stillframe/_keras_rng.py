@@ -1,0 +1,40 @@
+"""The random number generators that a fit() draws from and that no variable of the model holds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+from stillframe.errors import DataLoss
+
+
+def get_rng() -> dict[str, Any]:
+    """The states of Python's, NumPy's and Keras's own generator, as plain values."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+    }
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        state["keras"] = np.array(keras.ops.convert_to_numpy(generator.state.value))
+    return state
+
+
+def set_rng(state: dict[str, Any]) -> None:
+    """Set them to what get_rng() gave.
+
+    Raises:
+        DataLoss: it did not.
+    """
+    try:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        if "keras" in state:
+            keras.src.random.seed_generator.global_seed_generator().state.assign(state["keras"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataLoss(f"state.json: rng cannot be restored: {error}") from error
