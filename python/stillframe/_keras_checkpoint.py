@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,9 +117,7 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             AttachOptions(
                 directory=str(self._run_directory),
                 keep_last=self._keep_last or 0,
-                keep_best=self._keep_best,
-                best_metric=self.monitor if self._keep_best else None,
-                best_is_max=self._keep_best > 0 and self._known_direction() == "max",
+                best=self._best_kept(),
                 framework=f"keras {keras.__version__}",
                 python_version=platform.python_version(),
             ),
@@ -203,6 +201,11 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             if found is not None and is_better(found, self.best, self._direction):
                 self.best = found
         return self._direction
+
+    def _best_kept(self) -> Sequence[tuple[str, str, int]]:
+        if self._keep_best == 0:
+            return ()
+        return ((self.monitor, self._known_direction(), self._keep_best),)
 
     def _format(self, batch: int | None, logs: Mapping[str, Any]) -> str:
         words = {**logs, "epoch": self._epoch + 1}

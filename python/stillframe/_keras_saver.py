@@ -8,6 +8,7 @@ copies on write, JAX arrays never change), and copied while training runs.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import platform
@@ -113,7 +114,7 @@ class KerasRun:
             is_lazy = self._capture == "lazy"
             parts = [*state.parts, *_extra_part(arrays)]
             ticket = self.saver.begin(
-                Content(parts, _sources(values, is_lazy=is_lazy), text),
+                Content(parts, sources_of(values, is_lazy=is_lazy), text),
                 step=known_step,
                 metrics=known_metrics,
                 capture=f"{self._capture}: of held values" if is_lazy else "eager: on the CPU",
@@ -301,7 +302,8 @@ def _load_own(model: Any, state: KerasState, own: dict[str, dict[str, Any]]) -> 
     saving_lib._load_state(model, WeightStore(groups), None, "", visited_saveables=set())
 
 
-def _sources(values: Sequence[Value], *, is_lazy: bool) -> Any:
+def sources_of(values: Sequence[Value], *, is_lazy: bool) -> ctypes.Array[_library.Source]:
+    """Where the library finds the values, which the caller keeps alive."""
     array = (_library.Source * len(values))()
     for source, value in zip(array, values, strict=True):
         source.data = value.address

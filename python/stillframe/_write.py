@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from ctypes import byref
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from stillframe import _library
 from stillframe._layout import CLayout, PartSpec
 from stillframe._tensors import spec_of, stride_bytes
-from stillframe.errors import error_from_code
+from stillframe._write_parts import check, write_parts
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -29,37 +28,23 @@ class Part:
 
 
 def write_model(path: str, parts: Sequence[Part], state_json: bytes, *, has_pickle: bool) -> None:
-    """Write a directory of parts; see client/libstillframe.h.
-
-    Raises:
-        InvalidArgument: something else is at `path`, or a name is not allowed.
-        ResourceExhausted: the disk is full.
-        DataLoss: a tensor changed meanwhile.
-        Unavailable: the drive failed, or there is no library.
-    """
-    layout = CLayout([part.spec for part in parts])
+    """Write a directory of parts; raises as write_parts()."""
     sources = _Sources([tensor for part in parts for tensor in part.tensors.values()])
-    options = _library.WriteOptions(
-        struct_bytes=ctypes.sizeof(_library.WriteOptions),
+    write_parts(
+        path,
+        [part.spec for part in parts],
+        sources.array,
+        state_json,
+        framework=f"torch {torch.__version__}",
         has_pickle=has_pickle,
-        path=os.fsencode(path),
-        state_json=state_json,
-        state_bytes=len(state_json),
-        framework=f"torch {torch.__version__}".encode(),
-        python_version=platform.python_version().encode(),
     )
-    error = _library.Error()
-    code = _library.loaded().sf_model_write(
-        byref(options), layout.parts, layout.count, sources.array, sources.count, byref(error)
-    )
-    _check(code, error)
 
 
 def write_file(path: str, part: Part) -> None:
     """Write one file; see client/libstillframe.h.
 
     Raises:
-        StillframeError: as write_model().
+        StillframeError: as write_parts().
     """
     layout = CLayout([part.spec])
     sources = _Sources(list(part.tensors.values()))
@@ -70,7 +55,7 @@ def write_file(path: str, part: Part) -> None:
     code = _library.loaded().sf_file_write(
         byref(options), layout.parts, sources.array, sources.count, byref(error)
     )
-    _check(code, error)
+    check(code, error)
 
 
 class _Sources:
@@ -87,10 +72,3 @@ class _Sources:
                 array = (ctypes.c_int64 * len(strides))(*strides)
                 self._kept.append(array)
                 source.stride_bytes = array
-
-
-def _check(code: int, error: _library.Error) -> None:
-    if code != _library.OK:
-        raise error_from_code(
-            code, error.message.decode(errors="replace") or "no message", error.native
-        )

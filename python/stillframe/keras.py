@@ -7,6 +7,7 @@ model.fit(..., callbacks=[stillframe.keras.ModelCheckpoint("runs/digits/{epoch:0
 
 from stillframe._keras_backup import BackupAndRestore
 from stillframe._keras_checkpoint import ModelCheckpoint
+from stillframe._keras_models import load_model, save_model
 from stillframe.errors import (
     Cancelled,
     DataLoss,
@@ -33,4 +34,6 @@ __all__ = [
     "StillframeWarning",
     "Ticket",
     "Unavailable",
+    "load_model",
+    "save_model",
 ]

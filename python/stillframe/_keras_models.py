@@ -1,0 +1,125 @@
+"""stillframe.keras.save_model() and load_model(): whole Keras models."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import Any
+
+import keras
+from keras.src.saving import saving_lib
+
+from stillframe._address import open_address
+from stillframe._keras_saver import config_text, fill, sources_of
+from stillframe._keras_state import KerasState
+from stillframe._keras_values import pin
+from stillframe._saved import SavedCheckpoint
+from stillframe._state_json import dumps
+from stillframe._write_parts import write_parts
+from stillframe.errors import DataLoss, InvalidArgument, NotFound
+
+
+def save_model(model: Any, path: str | os.PathLike[str], *, include_optimizer: bool = True) -> None:
+    """Save a whole model: its configuration, weights and optimizer; needs no daemon.
+
+    The result is a directory: model.safetensors, which every safetensors reader opens, a manifest
+    with hashes of every byte, and Keras's own configuration of the model. It is complete whatever
+    happens, and durable when this returns. One that is there already is replaced at once.
+
+    Args:
+        model: a built model, compiled or not.
+        path: the directory to make.
+        include_optimizer: with the optimizer's state, to train on.
+
+    Raises:
+        InvalidArgument: the model is not built, a variable cannot be saved, or something else is
+            at `path`.
+        ResourceExhausted: the disk is full; what was there is as it was.
+        Unavailable: the drive failed, or libstillframe.so is missing.
+    """
+    sections = ("model", "optimizer") if include_optimizer else ("model",)
+    state = KerasState(model, sections)
+    text = (
+        f'{{"format_version": 1, "keras": {{"config": {config_text(model)}, '
+        f'"labels": {dumps(state.labels)}}}}}\n'
+    )
+    values = [
+        pin(one.value if one.holder is None else one.holder, one.spec) for one in state.tensors
+    ]
+    write_parts(
+        os.fspath(path),
+        state.parts,
+        sources_of(values, is_lazy=False),
+        text.encode(),
+        framework=f"keras {keras.__version__}",
+    )
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    custom_objects: dict[str, Any] | None = None,
+    compile: bool = True,
+    safe_mode: bool = True,
+) -> Any:
+    """Make a model again, every byte of its weights checked; needs no daemon.
+
+    Args:
+        path: a directory of save_model(); a name that ModelCheckpoint made; a run's checkpoint, as
+            RUN (its newest), RUN@best, RUN@v1.0, RUN@12; or a stock .keras file, which Keras loads.
+        custom_objects: classes and functions by name, as for keras.saving.load_model(). Registered
+            ones need not be named.
+        compile: whether to compile the model as it was, with its optimizer's state.
+        safe_mode: refuse lambdas, whose loading runs code.
+
+    Returns:
+        The model.
+
+    Raises:
+        NotFound: there is no such model, run or checkpoint.
+        DataLoss: it is damaged.
+        InvalidArgument: it was not saved from Keras; or its variables do not fit the model that
+            the configuration makes: all that differ are listed.
+        ValueError, TypeError: Keras cannot make the model: an object is not registered, or is a
+            lambda and safe_mode is on.
+    """
+    name = os.fspath(path)
+    if os.path.isfile(name) and (zipfile.is_zipfile(name) or name.endswith((".h5", ".hdf5"))):
+        return keras.saving.load_model(
+            name, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
+        )
+    if os.path.islink(name):
+        # What ModelCheckpoint named; it leads nowhere once retention removed the checkpoint.
+        name = os.path.realpath(name)
+        if not os.path.isdir(name):
+            raise NotFound(f"{os.fspath(path)} leads to {name}, which is not there any more")
+    with open_address(name) as saved:
+        model = _make(saved, name, custom_objects, compile, safe_mode)
+        sections = ["model"]
+        optimizer = getattr(model, "optimizer", None)
+        if compile and optimizer is not None and "optimizer" in saved.tensors:
+            if not optimizer.built:
+                optimizer.build(model.trainable_variables)
+            sections.append("optimizer")
+        fill(model, saved, sections)
+        return model
+
+
+def _make(
+    saved: SavedCheckpoint,
+    name: str,
+    custom_objects: dict[str, Any] | None,
+    compile: bool,
+    safe_mode: bool,
+) -> Any:
+    recipe = saved.state.get("keras")
+    if recipe is None:
+        framework = saved.manifest.get("framework") or "another framework"
+        raise InvalidArgument(
+            f"{name} was saved from {framework}, not from Keras; load it with stillframe.torch, or "
+            "its model.safetensors with the safetensors library"
+        )
+    try:
+        config = recipe["config"]["config"]
+    except (KeyError, TypeError) as error:
+        raise DataLoss(f"{name}: state.json has no configuration of the model") from error
+    return saving_lib._model_from_config(config, custom_objects, compile, safe_mode)
