@@ -208,6 +208,35 @@ def lazy_call(
     )
 
 
+def step_call(directory: Path, count: int) -> None:
+    """Duration of a step() that does not save, once all saves have ended and while one has not."""
+    model, optimizer = training_state(64 * MIB, 300)
+    with stillframe.Checkpointer(
+        directory / "step",
+        model=model,
+        optimizer=optimizer,
+        every_steps=10 * count,
+        every_seconds=3600,
+        best=("loss", "min", 3),
+    ) as checkpointer:
+        for name in ("ended", "under_way"):
+            if name == "under_way":
+                checkpointer.save(count, metrics={"loss": 0.0})
+            seconds = []
+            for step in range(1, count):
+                begin = time.perf_counter()
+                checkpointer.step(step)
+                seconds.append(time.perf_counter() - begin)
+            seconds.sort()
+            report(
+                f"step_call_without_save_{name}",
+                microseconds_median=1e6 * seconds[len(seconds) // 2],
+                microseconds_p99=1e6 * seconds[len(seconds) * 99 // 100],
+                microseconds_max=1e6 * seconds[-1],
+                target=5.0,
+            )
+
+
 FIRST_SAVE = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
@@ -278,6 +307,7 @@ def main() -> None:
         many = small_tensors(64 * MIB, 20_000, seed=1)
         steps = torch.optim.SGD(many.parameters(), lr=0.1)
         lazy_call("save_call_lazy_20000_tensors", directory, many, steps, rounds=8, target_ms=12.0)
+        step_call(directory, 20_000)
         first_save(directory)
         peers = Peers(directory / "a", *training_state(512 * MIB, 400))
         compare("durable_512_mib_400_tensors", peers, raw(512 * MIB), rounds)

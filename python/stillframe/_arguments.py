@@ -44,16 +44,29 @@ def checked_metrics(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]
     """
     checked = []
     for name, value in (metrics or {}).items():
-        is_text = isinstance(name, str) and _METRIC_NAME.fullmatch(name) is not None
-        if not is_text or len(name.encode()) > 256:
-            raise InvalidArgument(
-                f"the metric name {name!r} is not 1 to 256 bytes of UTF-8 without control "
-                "characters"
-            )
-        try:
-            checked.append((name, float(value.item() if hasattr(value, "item") else value)))
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InvalidArgument(
-                f"the metric {name} is {value!r}, not a number: {error}"
-            ) from None
+        check_metric_name(name)
+        checked.append((name, number_of(name, value)))
     return checked
+
+
+def check_metric_name(name: object) -> None:
+    """Raise InvalidArgument unless a manifest can hold the name."""
+    is_text = isinstance(name, str) and _METRIC_NAME.fullmatch(name) is not None
+    if not is_text or len(str(name).encode()) > 256:
+        raise InvalidArgument(
+            f"the metric name {name!r} is not 1 to 256 bytes of UTF-8 without control characters"
+        )
+
+
+def number_of(name: str, value: Any) -> float:
+    """A metric's value as a float; 0-d tensors and arrays are taken too.
+
+    Raises:
+        InvalidArgument: it is not a number; the message names the metric.
+    """
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError(f"it is a {type(value).__name__}")
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidArgument(f"the metric {name} is {value!r}, not a number: {error}") from None

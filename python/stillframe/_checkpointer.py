@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import platform
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from stillframe._arguments import check_choice, checked_metrics, checked_step
-from stillframe._fence import StepHooks
-from stillframe._layout import PartSpec
-from stillframe._live import FORMAT, LiveState
+from stillframe._best import BestRule, BestTracker, parse_best
+from stillframe._boundary import Boundary
+from stillframe._collect import Collector, choose_capture
+from stillframe._fence import StepHooks, weakly
+from stillframe._members import Stateful, collect_members
+from stillframe._options import attach_options, saver_options
+from stillframe._policy import Policy
+from stillframe._report import Report
 from stillframe._restore import Restored, Restorer
-from stillframe._rng import encode_rng
-from stillframe._saver import EXIT_SECONDS, Content, Lazy, Saver, SaverOptions
-from stillframe._session import AttachOptions
-from stillframe._sources import Sources
-from stillframe._state_json import Encoder, dumps
-from stillframe._tensors import check_name, local_tensor, spec_of
+from stillframe._saver import EXIT_SECONDS, Saver
+from stillframe._session import list_run
+from stillframe._signals import DEFAULT_SIGNALS, EXIT_CODE, StopFlag
 from stillframe._warn import log, warn
-from stillframe.errors import InvalidArgument, StillframeError
+from stillframe.errors import StillframeError
 from stillframe.ticket import Ticket
 
-
-class Stateful(Protocol):
-    """A scheduler, or anything else with a state of its own."""
-
-    def state_dict(self) -> Any:
-        """Return the state, as plain values and tensors."""
-
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Take a state back."""
+# How often step() looks whether a save has ended: looking takes as long as ten steps that do not.
+_LOOK_SECONDS = 0.05
 
 
 class Checkpointer:
@@ -51,18 +43,40 @@ class Checkpointer:
 
     Each process that trains makes its own; a forked child cannot use its parent's. Copies of an
     optimizer (deepcopy, pickle) do not carry the hooks that make step() wait: pass the one that
-    steps.
+    steps. The random number generators of Python, NumPy, torch and CUDA are always included.
+
+    As a context manager it closes itself. When an exception ends the training, it saves the state
+    of the last step() if no optimizer has stepped since; else the checkpoint before stays, and a
+    warning says so.
 
     Args:
         directory: the run; made when absent. One writer at a time.
         model: a module, or a dict of them: names then begin with the dict's key.
         optimizer: the optimizer of the loop, or a dict of them.
         scheduler: anything with state_dict() and load_state_dict(), or a dict of such.
+        scaler: a torch.amp.GradScaler, or a dict of them.
+        ema: an AveragedModel, or any module or object with state_dict(), or a dict of them.
+        generators: a torch.Generator, np.random.Generator, np.random.RandomState or random.Random,
+            or a dict of them.
+        loader: a ResumableLoader, or what else has state_dict() and load_state_dict(), or a dict.
+        state: a dict of any other objects with state_dict() and load_state_dict(); tensors in
+            their states are saved as tensors.
+        every_steps: step() saves when the step reaches or passes a multiple of it.
+        every_seconds: step() saves when so long has passed since the save before.
+        every_epochs: step() saves when the completed epochs reach or pass a multiple of it; it is
+            told them by its `epoch`, or by `loader.epoch`.
+        overhead_target: the share of the training's time that saves may cost, such as 0.01: step()
+            measures, chooses the interval, and logs what it chose.
+        best: `("val_loss", "min", 3)` keeps the three checkpoints with the least val_loss besides
+            the others, or a list of such. NaN never is best; of equal ones the newest is.
         keep_last: how many of the newest checkpoints stay; None keeps all.
-        keep_best: how many of the best stay besides; needs `monitor`.
-        monitor: the metric that decides which is best; NaN never is.
-        mode: "min" or "max".
-        when_busy: "wait" for a slot when saves come faster than the disk, or "skip" the save.
+        keep_every: those stay too whose step is a multiple of it.
+        signals: those after which the next step() saves, waits for "captured" and raises
+            SystemExit(143); () for none. None takes SIGTERM and SIGUSR1 if an every_* or
+            overhead_target is given. Their handlers are set by the first step(), in the main
+            thread only, call those that were there before, and go at close().
+        when_busy: what to do when saves come faster than the disk: "wait" for a slot, or "skip" the
+            save. None: save() waits; step() skips, but never a new best, nor the last one.
         busy_timeout: seconds that "wait" waits before the save fails.
         capture: "eager" copies before save() returns; "lazy" while training goes on, which needs
             every write of the parameters to be behind the optimizer's step() or fence(); "auto" is
@@ -71,7 +85,7 @@ class Checkpointer:
             it counts; "full" all of it.
         on_error: "warn" of failed saves, or "raise" at the next save(). wait() and close() always
             raise.
-        allow_pickle: pickle values in `extra` that have no other form, and load such pickles.
+        allow_pickle: pickle values that have no other form, and load such pickles.
         rank: this process's index; only rank 0 of 1 is served so far.
         world_size: number of processes.
         arena_bytes_max: cap on the daemon's memory for this run; None takes the daemon's own.
@@ -88,11 +102,20 @@ class Checkpointer:
         model: nn.Module | Mapping[str, nn.Module],
         optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
         scheduler: Stateful | Mapping[str, Stateful] | None = None,
+        scaler: Stateful | Mapping[str, Stateful] | None = None,
+        ema: Stateful | Mapping[str, Stateful] | None = None,
+        generators: Any = None,
+        loader: Stateful | Mapping[str, Stateful] | None = None,
+        state: Mapping[str, Stateful] | None = None,
+        every_steps: int | None = None,
+        every_seconds: float | None = None,
+        every_epochs: int | None = None,
+        overhead_target: float | None = None,
+        best: BestRule | Sequence[BestRule] | None = None,
         keep_last: int | None = 3,
-        keep_best: int = 0,
-        monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
-        when_busy: Literal["wait", "skip"] = "wait",
+        keep_every: int | None = None,
+        signals: Sequence[int] | None = None,
+        when_busy: Literal["wait", "skip"] | None = None,
         busy_timeout: float = 60.0,
         capture: Literal["auto", "eager", "lazy"] = "auto",
         check: Literal["sample", "full"] = "sample",
@@ -103,58 +126,52 @@ class Checkpointer:
         arena_bytes_max: int | None = None,
         force_filesystem: bool = False,
     ) -> None:
-        check_choice("mode", mode, ("min", "max"))
-        check_choice("when_busy", when_busy, ("wait", "skip"))
         check_choice("capture", capture, ("auto", "eager", "lazy"))
-        check_choice("check", check, ("sample", "full"))
-        check_choice("on_error", on_error, ("warn", "raise"))
-        if keep_last is not None and keep_last < 1:
-            raise InvalidArgument(
-                f"keep_last is {keep_last}; it must be 1 or more, or None for all"
-            )
-        if keep_best < 0 or (keep_best > 0 and monitor is None):
-            raise InvalidArgument("keep_best must be 0 or more, and needs monitor=")
-        if not 0 < busy_timeout <= 86_400:
-            raise InvalidArgument(f"busy_timeout is {busy_timeout}, not 0 to 86400 seconds")
-        if (rank, world_size) != (0, 1):
-            raise InvalidArgument(
-                f"rank {rank} of {world_size}: this version serves one rank; let rank 0 alone save"
-            )
-        path = os.path.abspath(os.fspath(directory))
-        if "\0" in path or "\0" in (monitor or ""):
-            raise InvalidArgument(f"{path!r}: directory and monitor must not have a NUL in them")
-        self._models = _named("model", model, nn.Module)
-        self._optimizers = _named("optimizer", optimizer, Optimizer)
-        self._schedulers: dict[str | None, Stateful] = _named("scheduler", scheduler, None)
-        if not self._models:
-            raise InvalidArgument("model= is an empty dict")
-        self._options = AttachOptions(
-            directory=path,
+        self._members = collect_members(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            scaler=scaler,
+            ema=ema,
+            loader=loader,
+            generators=generators,
+            state=state,
+        )
+        self._policy = Policy(
+            every_steps=every_steps,
+            every_seconds=every_seconds,
+            every_epochs=every_epochs,
+            overhead_target=overhead_target,
+        )
+        self._criteria = parse_best(best)
+        if signals is None:
+            signals = DEFAULT_SIGNALS if self._policy.decides else ()
+        self._stop = StopFlag(signals)
+        options = attach_options(
+            directory,
+            criteria=self._criteria,
+            keep_last=keep_last,
+            keep_every=keep_every,
             rank=rank,
             world_size=world_size,
-            keep_last=keep_last or 0,
-            best=() if monitor is None else ((monitor, mode, keep_best),),
+            arena_bytes_max=arena_bytes_max,
             force_filesystem=force_filesystem,
-            arena_bytes_max=arena_bytes_max or 0,
-            framework=f"torch {torch.__version__}",
-            python_version=platform.python_version(),
         )
-        self._saver = Saver(
-            self._options,
-            SaverOptions(
-                when_busy=when_busy,
-                busy_timeout=busy_timeout,
-                checks_all=check == "full",
-                on_error=on_error,
-            ),
+        how = saver_options(
+            when_busy=when_busy, busy_timeout=busy_timeout, check=check, on_error=on_error
         )
+        self._saver = Saver(options, how)
+        self._best = BestTracker(self._criteria, lambda: list_run(options.directory))
+        self._step_when_busy: Literal["wait", "skip"] = when_busy or "skip"
         self._capture = capture
         self._allow_pickle = allow_pickle
+        self._collector = Collector(self._members, allow_pickle=allow_pickle)
+        self._loader = self._members.stateful.get("loader", {}).get(None)
 
-        self._live: LiveState | None = None
-        self._sources: Sources | None = None
+        self._boundary = Boundary()
+        self._next_look = 0.0
         self._wants_layout = False
-        self._hooks = StepHooks(list(self._optimizers.values()), _weakly(self._before_step))
+        self._hooks = StepHooks(list(self._members.optimizers.values()), weakly(self._before_step))
         weakref.finalize(self, self._hooks.remove)
 
     def __enter__(self) -> Checkpointer:
@@ -171,7 +188,9 @@ class Checkpointer:
             return
         # The training's own error is the one to see.
         try:
-            self.close(timeout=EXIT_SECONDS)
+            if self._saver.is_usable:
+                self._save_boundary(f"{type(error).__name__} has ended the training", EXIT_SECONDS)
+            self._close(EXIT_SECONDS)
         except (StillframeError, TimeoutError) as other:
             warn(f"while another error ended the training: {other}")
 
@@ -210,132 +229,134 @@ class Checkpointer:
             The save's ticket, at least "accepted"; or "skipped", or "failed".
 
         Raises:
-            InvalidArgument: the step, a metric, or a value in `extra` cannot be saved; or, at the
-            first
-                save, the directory cannot be used.
+            InvalidArgument: the step, a metric, or a value in a state or in `extra` cannot be
+                saved; or, at the first save, the directory cannot be used.
             Unavailable: at the first save: there is no daemon.
             StillframeError: with on_error="raise": the failure of an earlier save.
         """
+        return self._save(step, metrics, extra, self._loader_epoch())
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+        extra: Any = None,
+        *,
+        epoch: int | None = None,
+    ) -> Ticket | None:
+        """Say that a training step is done; saves if one is due, or if the metrics are a new best.
+
+        Call it after every training step, and after an evaluation with its metrics. Without a save
+        it takes a few microseconds.
+
+        Args:
+            step: the step that is done; 0 is never due.
+            metrics: as for save(); read only if they decide or are saved.
+            extra: as for save(), or a function that makes it, called only for a save.
+            epoch: the epochs completed so far; kept with the checkpoint.
+
+        Returns:
+            The save's ticket, or None if nothing was due.
+
+        Raises:
+            SystemExit: a signal has come; what was done is at least "captured".
+            InvalidArgument: as save(); a metric of `best=` is not a number; or every_epochs was
+                given and neither `epoch` nor a loader tells.
+            StillframeError: as save().
+        """
+        saver = self._saver
+        if not saver.is_usable:
+            saver.check_usable()
+        if epoch is None and self._loader is not None:
+            epoch = self._loader_epoch()
+        due = self._policy.is_due(step, epoch)
+        self._boundary.reached(step, metrics, extra, epoch)
+        stop = self._stop
+        stop.install()
+        is_best = bool(metrics) and self._best.enters(metrics or {})
+        ticket = None
+        if stop.signal:
+            self._stop_training()
+        if due or is_best:
+            when_busy = "wait" if is_best else self._step_when_busy
+            ticket = self._save_step(when_busy=when_busy)
+        elif saver.has_outstanding and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+            saver.note_ended()
+        self._policy.step_ended()
+        return ticket
+
+    def _save_step(self, **busy: Any) -> Ticket:
+        at = self._boundary
+        assert at.step is not None
+        return self._save(at.step, at.metrics, at.make_extra(), at.epoch, **busy)
+
+    def _save(
+        self,
+        step: int,
+        metrics: Mapping[str, Any] | None,
+        extra: Any,
+        epoch: int | None,
+        **busy: Any,
+    ) -> Ticket:
         begin = time.perf_counter()
         self._saver.check_usable()
         known_step = checked_step(step)
         known_metrics = checked_metrics(metrics)
         with self._saver.attach().lock:
             self._saver.make_ready()
-            ticket = self._begin(known_step, known_metrics, extra)
+            is_lazy, capture = choose_capture(
+                self._capture, self._hooks, has_optimizers=bool(self._members.optimizers)
+            )
+            content, lazy = self._collector.content(extra, epoch, is_lazy=is_lazy)
+            self._hooks.reset()
+            self._best.look_before(known_metrics)
+            now = time.monotonic()
+            try:
+                ticket = self._saver.begin(
+                    content,
+                    step=known_step,
+                    metrics=known_metrics,
+                    capture=capture,
+                    lazy=lazy,
+                    **busy,
+                )
+            finally:
+                self._collector.release()
             ticket._call_seconds = time.perf_counter() - begin
-            return ticket
+        self._boundary.saved(ticket)
+        self._best.record(dict(known_metrics), ticket)
+        self._policy.saved(ticket, now)
+        return ticket
 
-    def _begin(self, step: int, metrics: list[tuple[str, float]], extra: Any) -> Ticket:
-        live, optimizer_text = self._collect()
-        state_json, lifted, has_pickle = self._encode_state(live, optimizer_text, extra)
-        is_lazy, capture = self._choose_capture()
-        self._hooks.reset()
-        parts, sources = self._prepare_sources(live, lifted)
-        lazy = None
-        if is_lazy:
-            # The counters come before the copy: a write in between is then seen.
-            find_changed = functools.partial(live.first_changed, live.versions())
-            lazy = Lazy(live.lazy_aliases, find_changed)
+    def _loader_epoch(self) -> int | None:
+        epoch = getattr(self._loader, "epoch", None)
+        return epoch if type(epoch) is int else None
+
+    # --- Ending -----------------------------------------------------------------------------------
+
+    def _stop_training(self) -> None:
+        """A signal has come: save, let the daemon have all of it, and go."""
+        number, self._stop.signal = self._stop.signal, 0
         try:
-            return self._saver.begin(
-                Content(parts, sources.array, state_json, has_pickle),
-                step=step,
-                metrics=metrics,
-                capture=capture,
-                lazy=lazy,
-            )
-        finally:
-            sources.set_extra(())
+            ticket = self._save_step(when_busy="wait")
+            ticket.wait("captured", self._saver.busy_timeout)
+            log.info("signal %d: step %d is %s, ending", number, ticket.step, ticket.state)
+        except (StillframeError, TimeoutError) as error:
+            warn(f"signal {number} ends the training, and its last save has failed: {error}")
+        raise SystemExit(EXIT_CODE)
 
-    def _collect(self) -> tuple[LiveState, str]:
-        live = self._live
-        if live is not None and live.is_current():
-            text, fits = live.encode_optimizers()
-            if fits:
-                return live, text
-        live = LiveState(self._models, self._optimizers, allow_pickle=self._allow_pickle)
-        text, _ = live.encode_optimizers()
-        self._live = live
-        self._sources = None
-        return live, text
-
-    def _encode_state(
-        self, live: LiveState, optimizer_text: str, extra: Any
-    ) -> tuple[bytes, list[tuple[str, Tensor]], bool]:
-        """state.json, the tensors beside the optimizers' that it names, whether it has a pickle."""
-        lifted: list[tuple[str, Tensor]] = []
-
-        def lift(path: str, tensor: Tensor) -> str:
-            name = _extra_name(path)
-            lifted.append((name, local_tensor(path, tensor.detach())))
-            return name
-
-        encoder = Encoder(lift, allow_pickle=self._allow_pickle)
-        members = ['"format_version": 1']
-        if live.models.stateful:
-            states = {
-                name: encoder.encode(_plain(module.get_extra_state()), f"model.{name}")
-                for name, module in live.models.stateful.items()
-            }
-            members.append(f'"model": {dumps({"extra_state": states})}')
-        if self._optimizers:
-            members.append(f'"optimizer": {optimizer_text}')
-        if self._schedulers:
-            members.append(f'"scheduler": {dumps(self._encode_schedulers(encoder))}')
-        members.append(f'"rng": {encode_rng()}')
-        if extra is not None:
-            members.append(f'"extra": {dumps(encoder.encode(extra, "extra"))}')
-        text = f"{{{', '.join(members)}}}\n".encode()
-        return text, lifted, encoder.has_pickle or live.has_pickle
-
-    def _encode_schedulers(self, encoder: Encoder) -> Any:
-        states = {
-            name: encoder.encode(
-                _plain(one.state_dict()), "scheduler" if name is None else f"scheduler.{name}"
-            )
-            for name, one in self._schedulers.items()
-        }
-        return states.get(None, states)
-
-    def _prepare_sources(
-        self, live: LiveState, lifted: Sequence[tuple[str, Tensor]]
-    ) -> tuple[list[PartSpec], Sources]:
-        ordered = sorted(
-            ((spec_of(name, tensor), tensor) for name, tensor in lifted),
-            key=lambda pair: pair[0].file_order,
-        )
-        parts = live.parts
-        if ordered:
-            specs = tuple(spec for spec, _ in ordered)
-            parts = [*parts, PartSpec("extra", specs, (FORMAT,))]
-        if self._sources is None or self._sources.extra_count != len(ordered):
-            self._sources = Sources(live.tensors, len(ordered))
-        self._sources.set_extra([tensor for _, tensor in ordered])
-        return parts, self._sources
-
-    def _choose_capture(self) -> tuple[bool, str]:
-        if self._capture == "eager":
-            return False, "eager: as asked for"
-        if not self._optimizers:
-            return False, "eager: no optimizer was given, so nothing says when training writes"
-        if torch.compiler.is_compiling():
-            return False, "eager: inside torch.compile, where the hook of step() does not run"
-        if self._capture == "lazy":
-            return True, "lazy: as asked for"
-        if not self._hooks.all_fired:
-            return False, "eager: the hook of step() has not run since the save before"
-        return True, "lazy: step() waits for it"
-
-    # --- Waiting ----------------------------------------------------------------------------------
-
-    def fence(self) -> None:
-        """Wait until training may write again: for loops that write outside of step().
-
-        Helps to copy. A snapshot that makes no progress for 50 ms is given up; training is not.
-        """
-        self._saver.check_usable()
-        self._saver.finish_capture()
+    def _save_boundary(self, why: str, busy_timeout: float) -> None:
+        """Save the state of the last step() if it still is, and is not saved already."""
+        at = self._boundary
+        if at.step is None or at.is_saved:
+            return
+        lost = at.why_lost()
+        if lost is not None:
+            warn(f"{why}, and {lost}: the checkpoint before stays")
+            return
+        ticket = self._save_step(when_busy="wait", busy_timeout=busy_timeout)
+        log.info("%s: step %d is %s", why, at.step, ticket.state)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait until the last save is durable, then let the daemon go. Twice is harmless.
@@ -347,17 +368,38 @@ class Checkpointer:
             TimeoutError: the last save is not durable in that time; the daemon goes on with it.
             StillframeError: the last save has failed.
         """
+        self._close(timeout)
+        # A signal that no step() has answered does now what it would have done without us.
+        self._stop.deliver()
+
+    def _close(self, timeout: float | None) -> None:
         try:
+            if self._saver.is_usable:
+                if self._boundary.was_skipped:
+                    # The last one is never skipped.
+                    busy = self._saver.busy_timeout if timeout is None else timeout
+                    self._save_boundary("the last save was skipped", busy)
+                self._best.warn_of_unreported()
             self._saver.close(timeout)
         finally:
             self._hooks.remove()
+            self._stop.remove()
+
+    def fence(self) -> None:
+        """Wait until training may write again: for loops that write outside of step().
+
+        Helps to copy. A snapshot that makes no progress for 50 ms is given up; training is not.
+        """
+        self._saver.check_usable()
+        self._saver.finish_capture()
 
     def _before_step(self) -> None:
         """Called ahead of every optimizer's step. Must not raise into the training loop."""
+        self._boundary.left()
         if not self._saver.is_usable:
             return
         self._saver.finish_capture()
-        if self._wants_layout and all(one.state for one in self._optimizers.values()):
+        if self._wants_layout and all(one.state for one in self._members.optimizers.values()):
             self._prepare_arena()
 
     def _prepare_arena(self) -> None:
@@ -365,8 +407,7 @@ class Checkpointer:
         self._wants_layout = False
         try:
             with self._saver.attach().lock:
-                live, _ = self._collect()
-                self._saver.register_early(live.parts)
+                self._saver.register_early(self._collector.parts())
         except StillframeError as error:
             log.info("the layout is not known yet: %s", error)
 
@@ -378,21 +419,24 @@ class Checkpointer:
         *,
         on_damage: Literal["fallback", "raise"] = "fallback",
         strict: bool = True,
-        only: Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
         map_names: Mapping[str, str] | Callable[[str], str | None] | None = None,
     ) -> Restored | None:
-        """Restore a checkpoint into the model, optimizer, scheduler and random number generators.
+        """Restore a checkpoint into all that was given, and the random number generators.
 
         First waits for saves of the run that are captured but not yet durable. Tensors are filled
         in place.
 
         Args:
-            which: "latest", "best", a step, or a tag.
+            which: "latest"; "best", by the first criterion of `best=`; "best:METRIC", by another; a
+                step; or a tag.
             on_damage: "fallback" warns of a damaged checkpoint and takes the one before (of the
                 newest) or the next best; "raise" raises DataLoss.
-            strict: False skips tensors whose names or shapes differ. Dtypes must always be equal.
-            only: what to restore: "model", "optimizer", "scheduler", "rng", or prefixes of the
-                model's tensor names. None restores all.
+            strict: False skips what only one side has, and tensors whose shapes differ. Dtypes must
+                always be equal.
+            only: what to restore, one or a list of: "model", "optimizer", "scheduler", "scaler",
+                "ema", "loader", "state", "generators", "rng", or prefixes of the model's tensor
+                names. None restores all.
             map_names: from names of the checkpoint's model tensors to names of the model's; a
                 callable may answer None to leave one out. Optimizer state follows its parameter.
 
@@ -400,7 +444,8 @@ class Checkpointer:
             What was restored, or None, with nothing touched, if the run never had a checkpoint.
 
         Raises:
-            InvalidArgument: names, shapes or dtypes differ: all are listed, nothing was written.
+            InvalidArgument: names, shapes or dtypes differ: all are listed, nothing was written; or
+                an object refused its state: all have their own again.
             NotFound: there are checkpoints, but not this one.
             DataLoss: there are checkpoints, but none restores.
             TimeoutError: an earlier save does not become durable.
@@ -413,12 +458,10 @@ class Checkpointer:
         with session.lock:
             restorer = Restorer(
                 session=session,
-                options=self._options,
-                models=self._models,
-                optimizers=self._optimizers,
-                schedulers=self._schedulers,
+                directory=self._saver.options.directory,
+                members=self._members,
+                criteria=self._criteria,
                 allow_pickle=self._allow_pickle,
-                warn=warn,
                 register_layout=self._saver.register_early,
             )
             restored = restorer.restore(
@@ -428,63 +471,42 @@ class Checkpointer:
                 only=only,
                 map_names=map_names,
             )
-            self._live = None
+            self._collector.forget()
             self._hooks.reset()
+            self._boundary.forget()
             if restored is None:
                 # Optimizers make their state in their first step.
                 self._wants_layout = True
-                if all(one.state for one in self._optimizers.values()):
+                if all(one.state for one in self._members.optimizers.values()):
                     self._prepare_arena()
+            elif only is None:
+                self._policy.resumed(restored.step, restored.epoch)
             return restored
+
+    def load_best(self, metric: str | None = None) -> Restored | None:
+        """Restore the models' weights of the best checkpoint, and nothing else.
+
+        Args:
+            metric: of `best=`; None takes its first criterion.
+
+        Returns:
+            What was restored, or None, with nothing touched, if the run never had a checkpoint.
+
+        Raises:
+            InvalidArgument: `best=` has no such criterion; or as resume().
+            NotFound: no checkpoint has the metric.
+            StillframeError: as resume().
+        """
+        return self.resume("best" if metric is None else f"best:{metric}", only="model")
+
+    # --- Telling ----------------------------------------------------------------------------------
 
     @property
     def status(self) -> dict[str, Any]:
         """Lane, copy kernel, slots, socket, saves by result, last error; does not attach."""
         return self._saver.describe()
 
-
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
-    """Call a bound method while its object lives: an optimizer must not keep it alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> None:
-        alive = reference()
-        if alive is not None:
-            alive()
-
-    return call
-
-
-def _named(what: str, given: Any, kind: type | None) -> dict[str | None, Any]:
-    """One object as {None: object}; a dict of them with checked names."""
-    if given is None:
-        return {}
-    # A module may be a mapping itself (nn.ModuleDict is not, but users write such classes).
-    is_one = isinstance(given, kind) if kind is not None else hasattr(given, "state_dict")
-    if is_one:
-        return {None: given}
-    if not isinstance(given, Mapping):
-        raise InvalidArgument(f"{what}= is a {type(given).__qualname__}")
-    for name, value in given.items():
-        check_name(what, name)
-        fits = isinstance(value, kind) if kind is not None else hasattr(value, "state_dict")
-        if not fits:
-            raise InvalidArgument(f"{what}[{name!r}] is a {type(value).__qualname__}")
-    return dict(given)
-
-
-def _extra_name(path: str) -> str:
-    """The tensor name for a path in `extra`, or in another part of the state, which gets a `$`."""
-    if not path.startswith("extra"):
-        return f"extra.${path}"
-    rest = path.removeprefix("extra")
-    return f"extra{rest}" if rest.startswith(".") else f"extra.{rest}"
-
-
-def _plain(value: Any) -> Any:
-    """The same with OrderedDict, Counter and their like as the dicts that they are."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if type(value) is list:
-        return [_plain(item) for item in value]
-    return value
+    def report(self) -> Report:
+        """What saving has cost and yielded: prints as a table; see Report for the figures."""
+        overhead = self._policy.overhead
+        return self._saver.report(overhead.describe() if overhead is not None else None)

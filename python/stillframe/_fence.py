@@ -178,6 +178,18 @@ class StepHooks:
         self._handles.clear()
 
 
+def weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Call a bound method while its object lives: an optimizer must not keep it alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
+
+
 def _pre_hook(
     fired: set[int], index: int, before: Callable[[], None]
 ) -> Callable[[Any, Any, Any], None]:

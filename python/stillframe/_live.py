@@ -1,4 +1,4 @@
-"""The tensors that a save takes: models' and optimizers', in the order of the layout.
+"""The tensors that a save takes: models', optimizers' and averages', in the order of the layout.
 
 Collected once and kept while the same objects stand in the same places; `is_current()` finds that
 out in a few hundred nanoseconds per tensor.
@@ -20,6 +20,7 @@ from stillframe._layout import PartSpec, TensorSpec
 from stillframe._state_json import Encoder, Json, child_path, dumps
 from stillframe._tensors import (
     ModelTensors,
+    collect_ema,
     collect_models,
     local_tensor,
     parameter_names,
@@ -61,7 +62,13 @@ class _OptimizerText:
 
 
 class LiveState:
-    """All tensors of models and optimizers now, and the JSON that goes with them.
+    """All tensors of models, optimizers and averages now, and the JSON that goes with them.
+
+    Args:
+        models: by name; None is the one that has none.
+        optimizers: likewise.
+        ema: modules whose tensors make a part of their own.
+        allow_pickle: for hyper-parameters that have no form in state.json.
 
     Raises:
         InvalidArgument: something cannot be saved; the message names it.
@@ -73,6 +80,7 @@ class LiveState:
         optimizers: Mapping[str | None, Optimizer],
         *,
         allow_pickle: bool,
+        ema: Mapping[str | None, nn.Module] | None = None,
     ) -> None:
         self._allow_pickle = allow_pickle
         self._watched = _Watched()
@@ -80,7 +88,8 @@ class LiveState:
         self._is_volatile = False
         self.has_pickle = False
         self.models: ModelTensors = collect_models(models)
-        for container in self.models.containers:
+        averages = collect_ema(ema or {})
+        for container in chain(self.models.containers, averages.containers):
             self._observe(container)
 
         stepped = {
@@ -114,8 +123,21 @@ class LiveState:
                 PartSpec("optimizer", tuple(tensor.spec for tensor in ordered), (FORMAT,))
             )
             self.tensors += ordered
+        if averages.tensors:
+            ordered = _in_file_order(
+                [
+                    _live(name, tensor, is_lazy=id(tensor) in stepped)
+                    for name, tensor in averages.tensors.items()
+                ]
+            )
+            metadata = (FORMAT, *sorted(averages.aliases.items()))
+            self.parts.append(PartSpec("ema", tuple(one.spec for one in ordered), metadata))
+            self.tensors += ordered
+        _check_distinct(self.parts)
         lazy = [tensor for tensor in self.tensors if tensor.is_lazy]
         self.lazy_aliases = [tensor.alias for tensor in lazy]
+        self._lazy = lazy
+        self._lazy_names: dict[tuple[object, ...], str] | None = None
         self._groups = [
             _Group(self.tensors[at : at + _GROUP_SIZE])
             for at in range(0, len(self.tensors), _GROUP_SIZE)
@@ -163,6 +185,12 @@ class LiveState:
 
     def _read_counters(self) -> list[int]:
         return list(chain.from_iterable(group.counters() for group in self._groups))
+
+    def lazy_name(self, tensor: Tensor) -> str | None:
+        """The name of the lazy tensor that is the same memory, seen in the same way."""
+        if self._lazy_names is None:
+            self._lazy_names = {_place(one.memory): one.spec.name for one in self._lazy}
+        return self._lazy_names.get(_place(tensor)) if tensor.numel() else None
 
     def encode_optimizers(self) -> tuple[Json, bool]:
         """The JSON text of state.json's `optimizer`, and whether this object still fits.
@@ -308,6 +336,23 @@ _NO_OPTIONS = frozenset({"params", "param_names"})
 def _live(name: str, tensor: Tensor, *, is_lazy: bool) -> LiveTensor:
     memory = local_tensor(name, tensor)
     return LiveTensor(spec_of(name, memory), memory, memory.detach(), is_lazy)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _check_distinct(parts: list[PartSpec]) -> None:
+    """No two parts may share a name: other readers merge all files of a directory."""
+    names: set[str] = set()
+    for part in parts:
+        for tensor in part.tensors:
+            if tensor.name in names:
+                raise InvalidArgument(
+                    f"two parts have a tensor named {tensor.name}; give the model a name by "
+                    'model={"NAME": model}'
+                )
+            names.add(tensor.name)
 
 
 def _in_file_order(tensors: list[LiveTensor]) -> list[LiveTensor]:

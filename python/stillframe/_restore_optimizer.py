@@ -44,10 +44,11 @@ class OptimizerPlan:
         self._allow_pickle = allow_pickle
         # What the checkpoint calls a parameter -> what the model calls it.
         self._live_names: dict[str, str] = {}
+        aliases = saved.aliases("model")
         for name, new in mapped.items():
             canonical = models.canonical(new)
             if canonical in models.tensors:
-                self._live_names[saved.aliases().get(name, name)] = canonical
+                self._live_names[aliases.get(name, name)] = canonical
 
     def plan(self, optimizers: Mapping[str | None, Optimizer]) -> list[Apply]:
         """Add the targets; return what sets the rest once they are filled."""

@@ -126,11 +126,11 @@ class SavedCheckpoint:
         if handle is not None:
             self._library.sf_checkpoint_close(handle)
 
-    def aliases(self) -> dict[str, str]:
-        """The other names of tied model tensors, and whose they are."""
+    def aliases(self, part_name: str = "model") -> dict[str, str]:
+        """The other names of tied tensors in a part, and whose they are."""
         for part in self.parts:
-            if part.name == "model":
-                names = self.tensors["model"]
+            if part.name == part_name:
+                names = self.tensors[part_name]
                 return {key: value for key, value in part.metadata if value in names}
         return {}
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from stillframe import _library
 from stillframe._fence import STALL_MS, Capture, Fence
 from stillframe._layout import PartSpec
+from stillframe._report import Journal, Report
 from stillframe._session import AttachOptions, SaveRequest, Session
 from stillframe._warn import log, warn
 from stillframe.errors import Cancelled, InvalidArgument, ResourceExhausted, StillframeError
@@ -87,6 +88,17 @@ class Saver:
         self._outstanding: list[Ticket] = []
         self._unraised: StillframeError | None = None
         self._counts = {"skipped": 0, "failed": 0}
+        self._journal = Journal()
+
+    @property
+    def busy_timeout(self) -> float:
+        """Seconds that a save waits for a slot."""
+        return self._how.busy_timeout
+
+    @property
+    def has_outstanding(self) -> bool:
+        """Whether a save has not been seen to end."""
+        return bool(self._outstanding)
 
     @property
     def is_usable(self) -> bool:
@@ -109,6 +121,7 @@ class Saver:
         if self._session is None:
             session = Session(self.options)
             self._session, self._fence = session, Fence(session)
+            self._journal.lane = str(session.describe().get("lane", "unknown"))
             # Runs at close(), when nobody uses this any more, or when the interpreter ends.
             self._closer = weakref.finalize(self, _end, session, self._fence)
             for line in session.warnings():
@@ -126,7 +139,7 @@ class Saver:
         self.check_usable()
         self.attach()
         self.finish_capture()
-        self.note_failures()
+        self.note_ended()
         if self._unraised is not None and self._how.on_error == "raise":
             error, self._unraised = self._unraised, None
             raise error
@@ -139,6 +152,8 @@ class Saver:
         metrics: Sequence[tuple[str, float]],
         capture: str,
         lazy: Lazy | None,
+        when_busy: Literal["wait", "skip"] | None = None,
+        busy_timeout: float | None = None,
     ) -> Ticket:
         """Begin a save, after make_ready(); returns when all but the lazy sources are copied.
 
@@ -148,6 +163,8 @@ class Saver:
             metrics: checked by checked_metrics().
             capture: for people: which way it is taken, and why.
             lazy: None copies everything before this returns.
+            when_busy: for this save; None is as for all.
+            busy_timeout: likewise.
 
         Returns:
             The ticket: accepted, or failed or skipped, which was warned of.
@@ -157,6 +174,8 @@ class Saver:
         """
         session = self.attach()
         assert self._fence is not None
+        skips = (when_busy or self._how.when_busy) == "skip"
+        timeout = self._how.busy_timeout if busy_timeout is None else busy_timeout
         request = SaveRequest(
             step=step,
             metrics=metrics,
@@ -164,9 +183,7 @@ class Saver:
             has_pickle=content.has_pickle,
             is_lazy=lazy is not None,
             checks_all=self._how.checks_all,
-            busy_timeout_ms=(
-                STALL_MS if self._how.when_busy == "skip" else round(self._how.busy_timeout * 1000)
-            ),
+            busy_timeout_ms=STALL_MS if skips else round(1000 * timeout),
         )
         with session.lock:
             try:
@@ -175,8 +192,12 @@ class Saver:
             except InvalidArgument:
                 raise
             except StillframeError as error:
-                self._last = self._failed_ticket(step, capture, error)
-                return self._last
+                ticket = self._failed_ticket(step, capture, error, skips=skips)
+                self._outstanding.append(ticket)
+                if ticket.state != "skipped":
+                    # close() waits for the one before a skipped one.
+                    self._last = ticket
+                return ticket
             ticket = Ticket(
                 step=step,
                 capture=capture,
@@ -205,8 +226,10 @@ class Saver:
             session.register_layout(parts)
             self._registered = parts
 
-    def _failed_ticket(self, step: int, capture: str, error: StillframeError) -> Ticket:
-        is_skipped = self._how.when_busy == "skip" and isinstance(error, ResourceExhausted)
+    def _failed_ticket(
+        self, step: int, capture: str, error: StillframeError, *, skips: bool
+    ) -> Ticket:
+        is_skipped = skips and isinstance(error, ResourceExhausted)
         ticket = Ticket(step=step, capture=capture, error=error, is_skipped=is_skipped)
         if is_skipped:
             self._counts["skipped"] += 1
@@ -242,11 +265,11 @@ class Saver:
         self._is_closed = True
         last, self._last = self._last, None
         try:
-            if last is not None and last.state != "skipped":
+            if last is not None:
                 last.wait("durable", timeout)
         finally:
             if self._session is not None:
-                self.note_failures()
+                self.note_ended()
             if self._closer is not None:
                 self._closer()
 
@@ -266,15 +289,23 @@ class Saver:
             known.update(self._session.describe())
         return known
 
-    def note_failures(self) -> None:
-        """Warn of saves that have failed since the last look, once each."""
+    def note_ended(self) -> None:
+        """Tell of saves that have ended since the last look: by a warning, or a line in the log."""
         still_open = []
         for ticket in self._outstanding:
-            if ticket.state == "failed":
-                self._report_failure(ticket)
-            elif not ticket.is_final:
+            if not ticket.is_final:
                 still_open.append(ticket)
+                continue
+            if ticket.state == "failed" and ticket.has_begun:
+                self._report_failure(ticket)
+            self._journal.add(ticket)
         self._outstanding = still_open
+
+    def report(self, interval: str | None = None) -> Report:
+        """What saving has cost and yielded so far; see Checkpointer.report()."""
+        self._check_process()
+        self.note_ended()
+        return self._journal.report(self._outstanding, interval)
 
     def _report_failure(self, ticket: Ticket) -> None:
         self._counts["failed"] += 1

@@ -24,6 +24,7 @@ _WRAPPERS: tuple[tuple[str, str, str], ...] = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
+    ("torch.optim.swa_utils", "AveragedModel", "module"),
     (
         "torch.distributed.fsdp.fully_sharded_data_parallel",
         "FullyShardedDataParallel",
@@ -134,6 +135,13 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model
 
 
+def collect_ema(ema: Mapping[str | None, nn.Module]) -> ModelTensors:
+    """Walk modules beside the models; all names begin with `ema.`, as their part's do."""
+    return collect_models(
+        {"ema" if name is None else f"ema.{name}": module for name, module in ema.items()}
+    )
+
+
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     yield prefix, module
     wrapped = _wrapped_child(module)
@@ -204,6 +212,11 @@ def local_tensor(name: str, tensor: Tensor) -> Tensor:
         raise InvalidArgument(f"{name} has no shape yet; run the model once before")
     if type(tensor) not in _PLAIN_TENSORS:
         tensor = _local_of_subclass(name, tensor)
+    if tensor.is_meta:
+        raise InvalidArgument(
+            f"{name} is on the meta device, which holds no bytes; give it memory before, such as "
+            "by model.to_empty(device=...)"
+        )
     if tensor.device.type != "cpu":
         raise InvalidArgument(
             f"{name} is on {tensor.device}: this version has the host lane only, for CPU tensors"

@@ -362,8 +362,8 @@ class StillframeTrainerMixin(_Trainer):
         options: dict[str, Any] = {}
         metric = self.args.metric_for_best_model
         if metric is not None:
-            options["monitor"] = metric if metric.startswith("eval_") else f"eval_{metric}"
-            options["mode"] = "max" if self.args.greater_is_better else "min"
+            name = metric if metric.startswith("eval_") else f"eval_{metric}"
+            options["best"] = (name, "max" if self.args.greater_is_better else "min", 1)
         self._stillframe_run = TrainerRun(
             directory,
             model=model,

@@ -53,6 +53,7 @@ class Ticket:
         self._finish_capture = finish_capture
         self._call_seconds = 0.0
         self._busy_seconds_before = 0.0
+        self._began = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<Ticket of step {self.step}: {self.state}, {self.capture}>"
@@ -110,6 +111,11 @@ class Ticket:
             "to_captured": since_begin(info.captured_ns),
             "to_durable": since_begin(info.durable_ns),
         }
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the daemon ever knew of it."""
+        return self._session is not None
 
     @property
     def is_final(self) -> bool:

@@ -2,19 +2,22 @@
 
 import stillframe.torch as stillframe
 
-checkpointer = stillframe.Checkpointer("checkpoints/run1", model=model, optimizer=optimizer)
+checkpointer = stillframe.Checkpointer(
+    "checkpoints/run1", model=model, optimizer=optimizer, every_steps=50
+)
 restored = checkpointer.resume()
 for step in range(restored.step + 1 if restored else 0, steps):
     train_step(...)
-    if step % 50 == 0:
-        checkpointer.save(step, metrics={"loss": loss})
+    checkpointer.step(step, metrics={"loss": loss})
 checkpointer.close()
 """
 
-from stillframe._checkpointer import Checkpointer, Stateful
+from stillframe._checkpointer import Checkpointer
 from stillframe._file import load, save, verify
+from stillframe._members import Stateful
 from stillframe._model_load import load_model
 from stillframe._model_save import save_model
+from stillframe._report import Report, SaveRecord
 from stillframe._restore import Restored
 from stillframe.errors import (
     Cancelled,
@@ -36,8 +39,10 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "NotFound",
+    "Report",
     "ResourceExhausted",
     "Restored",
+    "SaveRecord",
     "Stateful",
     "StillframeError",
     "StillframeWarning",

@@ -126,9 +126,9 @@ def test_a_wrong_call_raises_at_the_call(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "least"}, "mode"),
+        ({"best": ("loss", "least", 1)}, "mode"),
         ({"keep_last": 0}, "keep_last"),
-        ({"keep_best": 1}, "monitor"),
+        ({"best": "loss"}, "best is"),
         ({"world_size": 2}, "one rank"),
         ({"model": {"../g": nn.Linear(1, 1)}}, "model name"),
         ({"model": {"a/b": nn.Linear(1, 1)}}, "model name"),

@@ -330,7 +330,7 @@ def test_the_extra_state_of_modules_comes_back(tmp_path: Path) -> None:
 
 def test_best_is_by_metric_and_nan_never_is(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
-    options: dict[str, Any] = {"model": model, "keep_last": 2, "keep_best": 1, "monitor": "loss"}
+    options: dict[str, Any] = {"model": model, "keep_last": 2, "best": ("loss", "min", 1)}
     losses = [float("nan"), 0.5, 0.25, float("nan"), np.float32(0.75), torch.tensor(math.inf)]
     with stillframe.Checkpointer(tmp_path / "run", **options) as checkpointer:
         for step, loss in enumerate(losses):

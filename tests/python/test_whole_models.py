@@ -695,7 +695,7 @@ def test_checkpoints_of_a_run_load_by_every_name(tmp_path: Path) -> None:
     model = Plain()
     losses = {1: 0.5, 2: 0.1, 3: 0.9}
     with stillframe.Checkpointer(
-        run, model=model, keep_best=1, monitor="loss", keep_last=None
+        run, model=model, best=("loss", "min", 1), keep_last=None
     ) as checkpointer:
         for step, loss in losses.items():
             with torch.no_grad():
