@@ -14,6 +14,8 @@ void declare_ls(CLI::App& app, Action& action);
 void declare_show(CLI::App& app, Action& action);
 void declare_verify(CLI::App& app, Action& action);
 void declare_restore(CLI::App& app, Action& action);
+void declare_export(CLI::App& app, Action& action);
+void declare_import(CLI::App& app, Action& action);
 void declare_rm(CLI::App& app, Action& action);
 void declare_pin(CLI::App& app, Action& action);  // pin and unpin
 void declare_tag(CLI::App& app, Action& action);

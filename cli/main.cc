@@ -1,4 +1,5 @@
-// stillframe: lists, checks, copies out and protects checkpoints. Needs no daemon but for `status`.
+// stillframe: lists, checks, copies out, exports, imports and protects checkpoints. Needs no daemon
+// but for `status`.
 //
 // Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 damage found. An error is one line on
 // standard error that ends with the next step to take.
@@ -44,7 +45,8 @@ int run(int argc, char** argv) {
   // A reader that goes away (`stillframe ls | head`) is a failed write, not a signal.
   (void)std::signal(SIGPIPE, SIG_IGN);
 
-  CLI::App app("Checkpoints of training runs: list, check, copy out, protect, remove.");
+  CLI::App app(
+      "Checkpoints of training runs: list, check, copy out, export, import, protect, remove.");
   Options options;
   Action action;
   app.footer(kFooter);
@@ -60,6 +62,8 @@ int run(int argc, char** argv) {
   declare_show(app, action);
   declare_verify(app, action);
   declare_restore(app, action);
+  declare_export(app, action);
+  declare_import(app, action);
   declare_rm(app, action);
   declare_pin(app, action);
   declare_tag(app, action);

@@ -530,6 +530,19 @@ int sf_file_open(const char* path, sf_checkpoint** checkpoint, sf_error* error) 
   });
 }
 
+int sf_checkpoint_check(const sf_checkpoint* checkpoint, uint64_t part_index, uint64_t offset,
+                        const void* data, uint64_t bytes, sf_error* error) {
+  return sf::guarded(error, [&] {
+    if (checkpoint == nullptr || (data == nullptr && bytes != 0)) {
+      return sf::invalid(error, "check: NULL argument");
+    }
+    const auto checked =
+        checkpoint->reader->check(part_index, offset, {static_cast<const std::byte*>(data), bytes});
+    if (!checked) return sf::fill(error, checked.error());
+    return sf::succeed(error);
+  });
+}
+
 int sf_checkpoint_verify(sf_checkpoint* checkpoint, sf_error* error) {
   return sf::guarded(error, [&] {
     if (checkpoint == nullptr) return sf::invalid(error, "verify: the checkpoint is NULL");

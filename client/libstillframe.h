@@ -271,6 +271,13 @@ SF_API int sf_file_open(const char* path, sf_checkpoint** checkpoint, sf_error* 
  * SF_INVALID_ARGUMENT: there are no hashes. */
 SF_API int sf_checkpoint_verify(sf_checkpoint* checkpoint, sf_error* error);
 
+/* Compares bytes of a part's file that the caller has read or mapped with their hashes: `bytes` of
+ * them from `offset` on, which is a multiple of 1 MiB; so is `bytes`, unless it ends with the part.
+ * May be called beside itself on several threads. SF_DATA_LOSS: an extent differs, the message
+ * names it. */
+SF_API int sf_checkpoint_check(const sf_checkpoint* checkpoint, uint64_t part_index,
+                               uint64_t offset, const void* data, uint64_t bytes, sf_error* error);
+
 /* ---- write (no daemon needed) ---------------------------------------------------------------- */
 
 typedef struct sf_write_options {

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/os_error.h"
 #include "base/text.h"
 #include "catalog/run.h"
@@ -351,6 +352,30 @@ Status CheckpointReader::read_from_disk(const RestorePlan& plan) {
   if (helper && helper->joinable()) helper->join();
   io_->wait();
   if (auto failure = exchange.failure()) return *std::move(failure);
+  return ok();
+}
+
+Status CheckpointReader::check(std::uint64_t part_index, std::uint64_t offset,
+                               ConstBytes bytes) const {
+  const std::vector<catalog::OpenPart>& parts = checkpoint_->parts();
+  if (part_index >= parts.size()) {
+    return Error(Code::kInvalidArgument, concat("there is no part ", part_index));
+  }
+  const catalog::OpenPart& part = parts[part_index];
+  const bool is_within = offset <= part.bytes && bytes.size() <= part.bytes - offset;
+  if (offset % kExtentBytes != 0 || !is_within ||
+      (bytes.size() % kExtentBytes != 0 && offset + bytes.size() != part.bytes)) {
+    return Error(Code::kInvalidArgument, concat(part.file_name, ": bytes ", offset, " + ",
+                                                bytes.size(), " are not whole extents of it"));
+  }
+  for (std::size_t done = 0; done < bytes.size(); done += kExtentBytes) {
+    const std::size_t extent_bytes = std::min(kExtentBytes, bytes.size() - done);
+    const std::uint64_t extent = (offset + done) / kExtentBytes;
+    if (hash_extent(bytes.subspan(done, extent_bytes)) == part.extent_hashes[extent]) continue;
+    return Error(Code::kDataLoss,
+                 concat(part.file_name, " extent ", extent, " (offset ", offset + done, ", ",
+                        extent_bytes, " bytes): hash differs"));
+  }
   return ok();
 }
 

@@ -48,6 +48,8 @@ class CheckpointReader {
   // Reads every extent of every part from the drive. kDataLoss names the first that differs from
   // its hash; kInvalidArgument: there are none.
   Status verify();
+  // Contract: sf_checkpoint_check(). Any thread, beside everything else.
+  Status check(std::uint64_t part, std::uint64_t offset, ConstBytes bytes) const;
 
   const std::string& manifest_text() const noexcept { return manifest_text_; }
   const std::string& state() const noexcept { return state_; }

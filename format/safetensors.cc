@@ -115,23 +115,25 @@ void append_tensor(std::string& json, const PlacedTensor& tensor) {
   json.append("]}");
 }
 
-// The first 8 + N bytes of the image.
-std::string encode_header(const PartSpec& part, const std::vector<PlacedTensor>& placed) {
+}  // namespace
+
+std::string encode_header(const std::map<std::string, std::string>& metadata,
+                          std::span<const PlacedTensor> tensors, std::uint64_t end_in_block) {
   std::string header(kLengthBytes, '\0');
-  header.reserve(kLengthBytes + placed.size() * 128);
+  header.reserve(kLengthBytes + tensors.size() * 128);
   header.push_back('{');
-  if (!part.metadata.empty()) append_metadata(header, part.metadata);
-  for (const PlacedTensor& tensor : placed) {
+  if (!metadata.empty()) append_metadata(header, metadata);
+  for (const PlacedTensor& tensor : tensors) {
     if (header.size() > kLengthBytes + 1) header.push_back(',');
     append_tensor(header, tensor);
   }
   header.push_back('}');
-  header.resize(round_up(header.size(), kBlockBytes), ' ');
+  std::uint64_t bytes = round_up(header.size(), kBlockBytes) + end_in_block;
+  if (bytes >= header.size() + kBlockBytes) bytes -= kBlockBytes;
+  header.resize(bytes, ' ');
   store_u64(reinterpret_cast<std::byte*>(header.data()), header.size() - kLengthBytes);
   return header;
 }
-
-}  // namespace
 
 Result<PartImage> place(const PartSpec& part) {
   if (Status spec = check_spec(part); !spec) return std::move(spec).error();
@@ -139,7 +141,7 @@ Result<PartImage> place(const PartSpec& part) {
   if (!placed) return std::move(placed).error();
 
   PartImage image{.name = part.name,
-                  .header = encode_header(part, *placed),
+                  .header = encode_header(part.metadata, *placed, 0),
                   .tensors = *std::move(placed),
                   .metadata = part.metadata,
                   .bytes = 0};

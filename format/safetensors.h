@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -60,6 +61,12 @@ inline constexpr std::string_view kMetadataKey = "__metadata__";
 // kInvalidArgument: a part or tensor name is not allowed (names.h), a name occurs twice, a bound
 // above or 64 bits are exceeded. The message names the tensor.
 Result<PartImage> place(const PartSpec& part);
+
+// The first 8 + N bytes of a file that holds these tensors, one after the other in this order,
+// their offsets counted from the first data byte. Spaces fill it until 8 + N leaves `end_in_block`
+// (below 4096) when divided by 4096. The names are allowed ones.
+std::string encode_header(const std::map<std::string, std::string>& metadata,
+                          std::span<const PlacedTensor> tensors, std::uint64_t end_in_block);
 
 // Reads a header back. `head` starts at the file's first byte and holds at least the whole header
 // (8 + N bytes; header_bytes() tells N first); `file_bytes` is the file's length.

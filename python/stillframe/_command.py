@@ -9,6 +9,8 @@ from pathlib import Path
 
 def main() -> None:
     """Replace this process by the command-line tool, with the same arguments."""
+    # What it starts for the formats of PyTorch is to be this interpreter.
+    os.environ.setdefault("STILLFRAME_PYTHON", sys.executable)
     program = Path(__file__).with_name("bin") / "stillframe"
     try:
         os.execv(program, [str(program), *sys.argv[1:]])
