@@ -14,6 +14,7 @@ checkpointer.close()
 
 from stillframe._checkpointer import Checkpointer
 from stillframe._file import load, save, verify
+from stillframe._loader import ResumableLoader
 from stillframe._members import Stateful
 from stillframe._model_load import load_model
 from stillframe._model_save import save_model
@@ -42,6 +43,7 @@ __all__ = [
     "Report",
     "ResourceExhausted",
     "Restored",
+    "ResumableLoader",
     "SaveRecord",
     "Stateful",
     "StillframeError",
