@@ -32,8 +32,8 @@ from stillframe.lightning import StillframeCheckpointIO, stock_file
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    # Lightning's own hints: few workers, no val_dataloader, a long log interval.
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch"),
 ]
