@@ -183,14 +183,14 @@ void report(Tool& tool, const catalog::Checkpoint& checkpoint, const ExportReque
   for (const std::string& note : outcome.notes) tool.print("note: {}\n", one_line(note));
 }
 
-// A Keras run is exported by Keras itself, once Stillframe saves such runs.
+// Where an export to .keras, which is for Keras itself to write, will go.
 Error no_keras(const catalog::Checkpoint& checkpoint) {
   return Error(Code::kInvalidArgument,
                concat(checkpoint.path, " was written by ",
                       checkpoint.manifest.framework.empty() ? "no framework that is recorded"
                                                             : checkpoint.manifest.framework,
-                      "; --to keras is for runs of Keras, which this version does not "
-                      "serve: choose safetensors, hf, torch or dcp"));
+                      "; this version does not export to .keras: choose safetensors, hf, "
+                      "torch or dcp, or load a run of Keras by stillframe.keras"));
 }
 
 Result<Exit> export_checkpoint(Tool& tool, const ExportRequest& request) {

@@ -184,8 +184,8 @@ void report(Tool& tool, const ImportRequest& request, const ImportPlan& plan,
 Result<Exit> import(Tool& tool, const ImportRequest& request) {
   if (request.format == "keras") {
     return Error(Code::kInvalidArgument,
-                 "--from keras is for files of Keras, which this version does not serve: "
-                 "choose safetensors, hf, torch or dcp");
+                 "this version does not import files of Keras: choose safetensors, hf, torch or "
+                 "dcp");
   }
   auto planned = make_plan(request);
   if (!planned) return std::move(planned).error();

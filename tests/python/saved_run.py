@@ -1,4 +1,4 @@
-"""A run with one checkpoint, made once for the tests of a file."""
+"""A run with one checkpoint and its exports, made once for the tests of a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import training
+from command import ok
 from conftest import end_process
 from daemon import daemon_pid
 
@@ -29,3 +30,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, training.Trai
         if pid is not None:
             end_process(pid)
     return path, made
+
+
+@pytest.fixture(scope="module")
+def exported(
+    saved: tuple[Path, training.Training], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A directory with that checkpoint in each format, by its name: torch/, dcp and so on."""
+    path = tmp_path_factory.mktemp("exported")
+    for form in ("safetensors", "hf", "torch", "dcp"):
+        ok("export", saved[0], path / form, "--to", form)
+    return path
