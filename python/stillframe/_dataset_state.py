@@ -44,33 +44,38 @@ class CollateWithState:
 
 
 def place_after(before: dict[str, Any] | None, state: Any, too_few: int) -> dict[str, Any]:
-    """Where a dataset is after a batch, for load_place(), as plain values.
+    """Where a dataset is after a batch, as plain values for load_place().
+
+    From "state" (None: as it was made) on, the end of "ended_passes" passes was seen, and then
+    "samples" samples were given.
 
     Args:
-        before: where it was ahead of that batch; None at the start of a pass.
+        before: where it was ahead of that batch; None at the start of the first pass.
         state: its state after it.
         too_few: how many samples the batch had, if it was not a full one, else 0.
     """
     if too_few == 0:
-        return {"state": state, "samples_after": 0}
-    return {"state": None if before is None else before["state"], "samples_after": too_few}
+        return {"state": state, "ended_passes": 0, "samples": 0}
+    before = before or {"state": None, "ended_passes": 0}
+    return {**before, "samples": too_few}
+
+
+def place_at_end(place: dict[str, Any]) -> dict[str, Any]:
+    """Where it is when the pass that `place` is in has ended."""
+    return {"state": place["state"], "ended_passes": place["ended_passes"] + 1, "samples": 0}
 
 
 class LoadInWorker:
-    """worker_init_fn that ends with loading the worker's dataset's state.
+    """worker_init_fn that ends with bringing the worker's dataset to its place.
 
     Args:
         places: by worker, as place_after() gave them.
         init: the user's, which runs first.
-        is_finished: as for load_place().
     """
 
-    def __init__(
-        self, places: dict[int, Any], init: Callable[[int], Any] | None, *, is_finished: bool
-    ) -> None:
+    def __init__(self, places: dict[int, Any], init: Callable[[int], Any] | None) -> None:
         self._places = places
         self._init = init
-        self._is_finished = is_finished
 
     def __call__(self, worker: int) -> None:
         if self._init is not None:
@@ -78,7 +83,7 @@ class LoadInWorker:
         info = get_worker_info()
         assert info is not None
         if worker in self._places:
-            load_place(info.dataset, self._places[worker], is_finished=self._is_finished)
+            load_place(info.dataset, self._places[worker])
 
 
 def copy_state(dataset: Any) -> Any:
@@ -86,26 +91,23 @@ def copy_state(dataset: Any) -> Any:
     return copy.deepcopy(dataset.state_dict())
 
 
-def load_place(dataset: Any, place: dict[str, Any], *, is_finished: bool) -> None:
+def load_place(dataset: Any, place: dict[str, Any]) -> None:
     """Bring the dataset to where it was after the last batch that was handed out.
 
-    Args:
-        dataset: takes it.
-        place: as place_after() gave it.
-        is_finished: whether the pass had ended: what is left of it (nothing, or what drop_last
-            drops) is read, so that the dataset itself notices the end as it did before the save.
+    The end of a pass (what is left is nothing, or what drop_last drops) is read, so that the
+    dataset itself notices it as it did before the save.
     """
     if place["state"] is not None:
         dataset.load_state_dict(copy.deepcopy(place["state"]))
     if not isinstance(dataset, IterableDataset):
         return
-    if is_finished:
+    for _ in range(place["ended_passes"]):
         for _ in dataset:
             pass
-    elif place["samples_after"]:
+    if place["samples"]:
         # At its last sample, with its end not noticed yet: the next pass over it does.
-        samples = iter(dataset)
-        for _ in itertools.islice(samples, place["samples_after"]):
+        samples: Any = iter(dataset)
+        for _ in itertools.islice(samples, place["samples"]):
             pass
         stateful: Any = dataset
         stateful.load_state_dict(copy_state(dataset))

@@ -44,6 +44,7 @@ from stillframe._dataset_state import (
     begin_at_worker,
     load_place,
     place_after,
+    place_at_end,
 )
 from stillframe._index_stream import IndexSource, IndexStream, has_state
 from stillframe._loader_position import Position, SavedPosition, shape_of, type_name
@@ -102,8 +103,7 @@ class ResumableLoader(Generic[_Batch]):
         self._position = Position()
         # Until the next `for`.
         self._restored: SavedPosition | None = None
-        # Where the datasets of persistent workers ended the epoch before, until they are started.
-        self._ended_workers: dict[int, Any] = {}
+        self._loads_dataset = False
         # torch's iterator, kept from pass to pass with persistent_workers.
         self._workers: Any = None
         self._shape: dict[str, Any] | None = None
@@ -181,7 +181,7 @@ class ResumableLoader(Generic[_Batch]):
         stream.enter(position.batches, position.sampler)
         if stream.has_state:
             position.sampler = stream.take_state(position.batches - 1)
-        batches = self._start(stream, position, loads_dataset=restored is not None)
+        batches = self._start(stream, position)
         if restored is not None and restored.batches_ahead == self._batches_ahead:
             # As many indices are drawn as were then, so this moves nothing but others' draws.
             for path, generator in find_generators(self._loader).items():
@@ -202,7 +202,15 @@ class ResumableLoader(Generic[_Batch]):
             seed=int(drawn.item()),
             starts=self._generator_states(),
             sampler_epoch=_sampler_epoch(loader),
+            dataset=self._dataset_at_start(),
         )
+
+    def _dataset_at_start(self) -> dict[int, Any]:
+        """Where the pass before left the dataset, or each persistent worker its own."""
+        is_kept = self._loader.num_workers == 0 or self._loader.persistent_workers
+        if not (is_kept and self._position.is_finished):
+            return {}
+        return {worker: place_at_end(place) for worker, place in self._position.dataset.items()}
 
     def _apply_starts(self, position: Position) -> None:
         for path, generator in find_generators(self._loader).items():
@@ -210,7 +218,7 @@ class ResumableLoader(Generic[_Batch]):
         if position.sampler_epoch is not None:
             _set_sampler_epoch(self._loader, position.sampler_epoch)
 
-    def _start(self, stream: IndexStream, position: Position, *, loads_dataset: bool) -> Any:
+    def _start(self, stream: IndexStream, position: Position) -> Any:
         """Torch's iterator over the stream; the dataset goes to its place of the position."""
         loader = copy.copy(self._loader)
         fields = vars(loader)
@@ -219,21 +227,17 @@ class ResumableLoader(Generic[_Batch]):
         fields["generator"] = torch.Generator().manual_seed(position.seed)
         self._source.stream = stream
         fields["sampler" if loader.batch_sampler is None else "batch_sampler"] = self._source
-        places = position.dataset if loads_dataset else {}
-        ended, self._ended_workers = self._ended_workers, {}
+        places = position.dataset if self._loads_dataset else {}
         if self._has_dataset_state:
             fields["collate_fn"] = CollateWithState(
                 loader.collate_fn, loader.batch_size if self._is_iterable else None, loader.dataset
             )
-        if loader.num_workers == 0:
-            if places:
-                with preserved_rng():
-                    load_place(loader.dataset, places[0], is_finished=False)
-        elif places or ended:
-            stream.is_held = bool(places)
-            fields["worker_init_fn"] = LoadInWorker(
-                places or ended, loader.worker_init_fn, is_finished=not places
-            )
+        if places and loader.num_workers > 0:
+            fields["worker_init_fn"] = LoadInWorker(places, loader.worker_init_fn)
+            stream.is_held = position.last_worker >= 0
+        elif places:
+            with preserved_rng():
+                load_place(loader.dataset, places[0])
         fields["_iterator"] = self._workers
         with preserved_rng():
             seed_rng(position.seed, ENTRY)
@@ -241,13 +245,13 @@ class ResumableLoader(Generic[_Batch]):
             if stream.is_held:
                 stream.is_held = False
                 begin_at_worker(batches, position.last_worker + 1)
+        self._loads_dataset = False
         if loader.num_workers > 0 and loader.persistent_workers:
             self._workers = batches
         return batches
 
     def _end_finished(self, position: Position) -> None:
-        """Bring sampler and dataset to where they were after the epoch that the save followed."""
-        epoch = self.epoch
+        """Bring a sampler that has a state to the end of the epoch that the save followed."""
         if position.sampler is not None and position.seed is not None:
             states, sampler_epoch = self._generator_states(), _sampler_epoch(self._loader)
             self._apply_starts(position)
@@ -258,21 +262,15 @@ class ResumableLoader(Generic[_Batch]):
                 set_state(generator, states[path])
             if sampler_epoch is not None:
                 _set_sampler_epoch(self._loader, sampler_epoch)
-        if position.dataset and self._has_dataset_state:
-            if self._loader.num_workers == 0:
-                with preserved_rng():
-                    load_place(self._loader.dataset, position.dataset[0], is_finished=True)
-            elif self._loader.persistent_workers:
-                self._ended_workers = position.dataset
         self._restored = None
-        self._position = Position(epoch=epoch)
+        self._position = position
 
     def _read_again(self, one: _Pass[_Batch], count: int) -> None:
         if not self._has_warned:
             self._has_warned = True
             text = (
                 f"{type_name(self._loader.dataset)} has no state_dict() and load_state_dict(): "
-                f"{count} batches are read again and dropped to get to the saved position"
+                f"{count} batches are read again and dropped to get to the place of the checkpoint"
             )
             _log.warning("%s", text)
             # The `for`, above __iter__() and _enter().
@@ -326,6 +324,7 @@ class ResumableLoader(Generic[_Batch]):
                 set_state(generator, saved.generators[path])
         self._workers = None
         self._restored = saved
+        self._loads_dataset = self._has_dataset_state
 
     @property
     def _current(self) -> Position:

@@ -109,9 +109,10 @@ class SavedPosition:
                 f"this is not the state of a ResumableLoader: {type(error).__name__}: {error}"
             ) from error
         if version != _VERSION or not is_sound:
+            position = saved.position
             raise InvalidArgument(
                 f"this is not the state of a ResumableLoader of this version: version {version!r}, "
-                f"epoch {saved.position.epoch}, {saved.position.batches} batches"
+                f"epoch {position.epoch}, {position.batches} batches"
             )
         saved.position.dataset = dict(saved.position.dataset)
         return saved

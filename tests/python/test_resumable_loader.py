@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import subprocess
@@ -118,18 +119,33 @@ def test_a_training_resumed_in_the_middle_of_epochs_ends_like_one_that_did_not_s
     check_resumes(maker(shuffle=True, **workers), stops=(2, 6, 9, 17))
 
 
+def train_in_process(directory: Path, workers: int, persistent: int, stop: int) -> list[str]:
+    """What a process of its own printed, which resumed and was stopped after `stop` batches."""
+    command = [sys.executable, str(PROCESS), str(directory)]
+    command += [str(value) for value in (workers, persistent, 2, stop)]
+    # A file: the workers of a process that was stopped keep its pipe open for a while.
+    with open(directory.with_suffix(".txt"), "w+") as output:
+        subprocess.run(command, stdout=output, check=True)
+        output.seek(0)
+        return output.read().splitlines()
+
+
+@functools.cache
+def straight_lines() -> list[str]:
+    """The same with any number of workers."""
+    run = Run(maker(shuffle=True)())
+    train(run, epochs=2)
+    return [*(f"batch {epoch} {batch}" for epoch, batch in run.batches), f"digest {run.digest()}"]
+
+
 @pytest.mark.parametrize(("workers", "persistent"), [(0, 0), (2, 0), (2, 1)])
 def test_a_fresh_process_goes_on_from_a_checkpoint_like_the_one_that_ended(
     tmp_path: Path, workers: int, persistent: int
 ) -> None:
-    def lines(directory: str, stop: int) -> list[str]:
-        command = [sys.executable, str(PROCESS), str(tmp_path / directory)]
-        command += [str(value) for value in (workers, persistent, 2, stop)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
-
-    assert lines("cut", 3) + lines("cut", 5) + lines("cut", 0) == lines("straight", 0)
+    run = tmp_path / "run"
+    first = train_in_process(run, workers, persistent, stop=4)
+    assert len(first) == 4
+    assert first + train_in_process(run, workers, persistent, stop=0) == straight_lines()
 
 
 @pytest.mark.parametrize("stop", [6, 12])
@@ -431,12 +447,24 @@ def test_an_iterable_dataset_with_a_state_saved_between_epochs_begins_the_next(
     assert first.batches + second.batches + third.batches == straight.batches
 
 
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_workers_with_less_than_a_batch_each_go_on_epoch_after_epoch(
+    persistent_workers: bool,
+) -> None:
+    make = maker(
+        lambda: loading.StatefulStream(7),
+        batch_size=10,
+        num_workers=2,
+        persistent_workers=persistent_workers,
+    )
+    check_resumes(make, stops=(1, 3, 4, 6, 7), epochs=5)
+
+
 def test_three_workers_of_unequal_shares_go_on_with_the_one_whose_turn_it_is() -> None:
     make = maker(lambda: loading.StatefulStream(10), batch_size=1, num_workers=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # More workers than cores.
-        for stop in range(1, 11):
-            check_resumes(make, stops=(stop,), epochs=1)
+        check_resumes(make, stops=(1, 5, 8, 10), epochs=1)
 
 
 # --- The loop -----------------------------------------------------------------------------------
