@@ -7,6 +7,7 @@ queue is also written into that save's stub: after a kill the next save takes it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -33,6 +34,8 @@ RUN_NAME = "stillframe-run"
 _TRAINER_PLACES = Places("state_dict", parts={"optimizer_states": "optimizer"})
 _FABRIC_PLACES = Places("model", parts={"optimizer": "optimizer"})
 _REMOVE_SECONDS = 10.0
+# Checkpoints that wait to be removed: about as many more than Lightning's k lie on the drive.
+_REMOVAL_COUNT_MAX = 4
 _SETTLE_SECONDS = 120.0
 
 
@@ -114,6 +117,7 @@ class Folder:
             self.raise_failure()
             if self._has_durable is None:
                 self._take_up()
+            self._make_room()
             save_id = secrets.token_hex(8)
             packed = pack(
                 request.checkpoint,
@@ -133,7 +137,6 @@ class Folder:
                 self._put(_Save(path, latest.save.ticket, shared))
             else:
                 self._begin(path, save_id, packed, request)
-        self._remove_displaced(timeout=0)
 
     def _begin(self, path: Path, save_id: str, packed: Packed, request: Request) -> None:
         watch = step_watch()
@@ -223,7 +226,6 @@ class Folder:
             self._removals.append(_Removal(displaced, latest.save))
             if _stub_at(latest.save.path) == latest.save.stub:
                 self._write(latest.save)
-            self._remove_displaced(timeout=0)
             return
         # The owner's wish, with nothing behind it: the name goes; the checkpoint too, if the run
         # has a newer one.
@@ -233,6 +235,20 @@ class Folder:
         except StillframeError as error:
             log.info("%s stays: %s", stub.directory_name, error)
         (self.path / name).unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        """Before a save: remove what may go, while the daemon has nothing of ours to write.
+
+        It removes on the thread that writes the run, and takes our next message only then: a
+        removal asked for during a capture would wait for that capture, whose end it holds up.
+        """
+        if len(self._removals) > _REMOVAL_COUNT_MAX:
+            for save in self._saves:
+                with contextlib.suppress(StillframeError):
+                    save.ticket.wait("durable")
+            self.note_ends()
+        if not self._saves:
+            self._remove_displaced(timeout=0)
 
     def _remove_displaced(self, timeout: float) -> None:
         waiting = []

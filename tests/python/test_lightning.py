@@ -156,7 +156,7 @@ def test_the_best_k_stay_and_what_they_displace_goes_behind_a_durable_one(tmp_pa
     assert durable_steps(tmp_path) == [32, 48]
     after_first = watch.durable[lt.EPOCH_STEPS :]
     assert all(after_first), "at no time was there none"
-    assert max(map(len, after_first)) <= 4
+    assert max(map(len, after_first)) < 6, "some went on the way"
     metrics = [one["metrics"] for one in list_run(str(tmp_path / "stillframe-run"))]
     assert metrics == [{"score": 2.0}, {"score": 1.0}]
 
