@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>

@@ -115,7 +115,7 @@ def _make(
     if recipe is None:
         framework = saved.manifest.get("framework") or "another framework"
         raise InvalidArgument(
-            f"{name} was saved from {framework}, not from Keras; load it with stillframe.torch, or "
+            f"{name} comes from {framework}, not from Keras; load it with stillframe.torch, or "
             "its model.safetensors with the safetensors library"
         )
     try:

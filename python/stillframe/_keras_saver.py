@@ -285,8 +285,9 @@ def _paired(
             )
     if lines:
         listed = "\n".join(lines)
+        step = saved.manifest["step"]
         raise InvalidArgument(
-            f"step {saved.manifest['step']} does not fit the model, and nothing was assigned; "
+            f"step {step} does not fit the model, and nothing was assigned; "
             f"{len(lines)} differences:\n{listed}"
         )
     return there

@@ -149,7 +149,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_pytorch_is_named_as_one(tmp_path: Path) -> None:
     stillframe.torch.save_model(torch.nn.Sequential(torch.nn.Linear(2, 1)), tmp_path / "model")
-    with pytest.raises(InvalidArgument, match=r"saved from torch .* not from Keras"):
+    with pytest.raises(InvalidArgument, match=r"comes from torch .* not from Keras"):
         load_model(tmp_path / "model")
 
 
