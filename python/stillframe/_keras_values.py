@@ -69,8 +69,8 @@ def spec_of(name: str, variable: Any) -> TensorSpec:
     dtype = str(getattr(variable.dtype, "name", variable.dtype))
     if dtype not in _DTYPES:
         raise InvalidArgument(
-            f"{name} has dtype {dtype}, which has no form in a checkpoint; of strings and resources "
-            "save what they are made from"
+            f"{name} has dtype {dtype}, which has no form in a checkpoint; of strings and "
+            "resources save what they are made from"
         )
     return TensorSpec(name, _DTYPES[dtype], tuple(int(size) for size in variable.shape))
 
