@@ -55,6 +55,8 @@ Result<std::uint64_t> empty_spool(uring::IoBackend& io, const std::string& run_p
 Status set_tag(uring::IoBackend& io, const std::string& run_path, const std::string& tag,
                std::uint64_t sequence);
 Status remove_tag(uring::IoBackend& io, const std::string& run_path, const std::string& tag);
+// Whether a tag names this checkpoint now; a tag that cannot be read may name any.
+Result<bool> is_tagged(uring::IoBackend& io, const std::string& run_path, std::uint64_t sequence);
 
 // Which checkpoints a policy would remove, oldest first: all but the newest `keep_last` (0: all
 // stay), those with a step divisible by `keep_every` (0: none for that), the best ones by each

@@ -38,4 +38,17 @@ Status remove_tag(uring::IoBackend& io, const std::string& run_path, const std::
   return io.sync_directory(tags_path(run_path));
 }
 
+Result<bool> is_tagged(uring::IoBackend& io, const std::string& run_path, std::uint64_t sequence) {
+  auto entries = io.list_directory(tags_path(run_path));
+  if (!entries && entries.error().code() == Code::kNotFound) return false;
+  if (!entries) return std::move(entries).error();
+  for (const uring::DirectoryEntry& entry : *entries) {
+    if (!format::check_tag(entry.name)) continue;
+    auto text = read_small_file(io, concat(tags_path(run_path), '/', entry.name), kBlockBytes);
+    const auto named = text ? parse_sequence_text(*text) : std::nullopt;
+    if (!named || *named == sequence) return true;
+  }
+  return false;
+}
+
 }  // namespace stillframe::catalog

@@ -335,23 +335,36 @@ asio::awaitable<void> Run::write_and_retain(std::shared_ptr<ActiveSave> save, On
 
 Task<Unit> Run::retain() {
   const auto victims = catalog::choose_victims(contents_, options_.retention);
-  std::vector<std::string> victim_paths;
-  for (const catalog::Checkpoint* victim : victims) victim_paths.push_back(victim->path);
+  std::vector<std::pair<std::uint64_t, std::string>> chosen;
+  for (const catalog::Checkpoint* victim : victims) {
+    chosen.emplace_back(victim->manifest.sequence, victim->path);
+  }
 
   const catalog::Checkpoint* newest = contents_.newest();
   const catalog::SpoolLimits limits{.file_count_max = kSpoolFileCountMax,
                                     .bytes_max = newest != nullptr ? 2 * newest->bytes() : 0};
-  for (const std::string& victim_path : victim_paths) {
+  bool has_spared = false;
+  for (const auto& [sequence, victim_path] : chosen) {
     // Out of the list first: whatever happens now, it is no longer promised.
     std::erase_if(contents_.checkpoints, [&victim_path](const catalog::Checkpoint& checkpoint) {
       return checkpoint.path == victim_path;
     });
-    std::function<Status(uring::IoBackend&)> job = [path = path_, victim_path,
-                                                    limits](uring::IoBackend& io) {
-      return catalog::retire(io, path, victim_path, limits);
+    // A tag may have been set since the choice. Nothing comes between this look and the removal.
+    std::function<Result<bool>(uring::IoBackend&)> job =
+        [path = path_, sequence, victim_path, limits](uring::IoBackend& io) -> Result<bool> {
+      auto tagged = catalog::is_tagged(io, path, sequence);
+      if (!tagged || *tagged) return tagged;
+      auto retired = catalog::retire(io, path, victim_path, limits);
+      if (!retired) return std::move(retired).error();
+      return false;
     };
-    auto retired = co_await io_->run(std::move(job));
-    if (!retired) co_return std::move(retired).error();
+    auto spared = co_await io_->run(std::move(job));
+    if (!spared) co_return std::move(spared).error();
+    has_spared = has_spared || *spared;
+  }
+  if (has_spared) {
+    auto reloaded = co_await reload();
+    if (!reloaded) co_return std::move(reloaded).error();
   }
   std::function<Status(uring::IoBackend&)> links = [contents = contents_](uring::IoBackend& io) {
     catalog::refresh_links(io, contents);

@@ -441,6 +441,17 @@ TEST_P(Tags, name_a_checkpoint_move_and_go) {
   EXPECT_EQ(removed.error().code(), Code::kNotFound);
 }
 
+TEST_P(Tags, are_seen_at_the_last_moment_before_a_removal) {
+  commit({.sequence = 1});
+  commit({.sequence = 2});
+  EXPECT_FALSE(*is_tagged(*io_, run_, 1));
+  ASSERT_OK(set_tag(*io_, run_, "paper", 1));
+  EXPECT_TRUE(*is_tagged(*io_, run_, 1));
+  EXPECT_FALSE(*is_tagged(*io_, run_, 2));
+  ASSERT_OK(remove_tag(*io_, run_, "paper"));
+  EXPECT_FALSE(*is_tagged(*io_, run_, 1));
+}
+
 TEST_P(Tags, need_an_allowed_name_and_a_checkpoint) {
   commit({.sequence = 1});
   for (const char* tag : {"latest", "12", "step-5", "a/b", "..", "", "x~"}) {

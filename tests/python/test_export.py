@@ -174,7 +174,7 @@ def test_a_dcp_export_loads_by_dcp_with_the_optimizers_stock_names(
         "optimizer": get_optimizer_state_dict(other.model, other.optimizer),
         "step": 0,
     }
-    dcp.load(state, checkpoint_id=exported / "dcp")
+    dcp.load(state, checkpoint_id=tmp_path / "dcp")
     assert same(state["model"], made.model.state_dict())
     assert state["step"] == 4
     for name, values in wanted["state"].items():
