@@ -300,7 +300,9 @@ def _load_own(model: Any, state: KerasState, own: dict[str, dict[str, Any]]) -> 
         group, _, key = one.spec.name.rpartition("/")
         if one.holder is not None and one.spec.name.startswith("layers/"):
             groups.setdefault(group, {})[key] = one.holder
-    saving_lib._load_state(model, WeightStore(groups), None, "", visited_saveables=set())
+    # Neither is in the groups, and both have been assigned.
+    done = {id(one) for one in (getattr(model, "optimizer", None), *model.metrics) if one}
+    saving_lib._load_state(model, WeightStore(groups), None, "", visited_saveables=done)
 
 
 def sources_of(values: Sequence[Value], *, is_lazy: bool) -> ctypes.Array[_library.Source]:

@@ -30,12 +30,13 @@ def _train(run: Path, data: str, kill_at: int = 0) -> tuple[int, list[str], str]
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
+@pytest.mark.timeout(600)  # Three starts of TensorFlow.
 @pytest.mark.parametrize("data", ["seeded", "arrays", "unknown-length"])
 def test_a_fit_killed_inside_an_epoch_ends_like_one_that_was_not(tmp_path: Path, data: str) -> None:
     status, whole, errors = _train(tmp_path / "whole", data)
