@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import stillframe.torch as stillframe
+from command import run
 from stillframe._program import unsafe_contents
 from stillframe._recipe import checkpoint_recipe
 from whole_model import Net, Plain, make_net, quantised
@@ -662,20 +663,14 @@ def test_training_a_mapped_model_leaves_the_file_alone(tmp_path: Path) -> None:
 
 
 def test_the_command_line_shows_and_verifies_a_saved_model(tmp_path: Path) -> None:
-    tool = Path(os.environ.get("STILLFRAME_LIBRARY", "")).with_name("stillframe")
-    if not tool.exists():
-        tool = tool.parents[1] / "bin" / "stillframe"
     for name in ("m", "best", "net@2"):
         stillframe.save_model(nn.Linear(2, 2), tmp_path / name)
         for command in ("verify", "show"):
-            done = subprocess.run(
-                [tool, command, tmp_path / name], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
+            done = run(command, tmp_path / name)
+            assert done.code == 0, done.err
         stillframe.load_model(tmp_path / name)
     (tmp_path / "m" / "model.safetensors").write_bytes(b"x")
-    done = subprocess.run([tool, "verify", tmp_path / "m"], capture_output=True, check=False)
-    assert done.returncode == 4
+    assert run("verify", tmp_path / "m").code == 4
 
 
 def test_a_saved_model_is_no_run_to_train_in(tmp_path: Path) -> None:
