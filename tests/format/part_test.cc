@@ -1,7 +1,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <chrono>
 #include <set>
 
 #include "base/text.h"
@@ -177,11 +176,6 @@ TEST(Part, random_layouts_are_disjoint_gapless_and_read_back_equal) {
   }
 }
 
-double Milliseconds(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-      .count();
-}
-
 PartSpec part_of(std::size_t count, std::string_view prefix) {
   PartSpec part = Part({});
   part.tensors.reserve(count);
@@ -190,26 +184,6 @@ PartSpec part_of(std::size_t count, std::string_view prefix) {
                                   i % 2 == 0 ? Dtype::kF32 : Dtype::kBF16, {i % 5, 64}));
   }
   return part;
-}
-
-TEST(Part, of_20000_tensors_is_placed_and_read_while_a_save_call_waits) {
-  const PartSpec part = part_of(20'000, "model.layers.self_attention.q_proj.weight.");
-  double placed_ms = 1e9;
-  double decoded_ms = 1e9;
-  // The least of several rounds: what the code needs, not what the neighbours left of the core.
-  for (int round = 0; round < 5; ++round) {
-    auto start = std::chrono::steady_clock::now();
-    const PartImage image = Placed(part);
-    placed_ms = std::min(placed_ms, Milliseconds(start));
-    start = std::chrono::steady_clock::now();
-    ASSERT_TRUE(Decoded(image));
-    decoded_ms = std::min(decoded_ms, Milliseconds(start));
-  }
-  std::cout << "place " << placed_ms << " ms of 30, decode " << decoded_ms << " ms of 60\n";
-#if defined(NDEBUG) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  EXPECT_LE(placed_ms, 30);
-  EXPECT_LE(decoded_ms, 60);
-#endif
 }
 
 TEST(Part, of_a_million_tensors_is_the_largest) {
