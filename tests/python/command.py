@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import stillframe
-from stillframe import _library, convert
+from stillframe import convert
+from stillframe._library import library_path
 
 
 @dataclasses.dataclass
@@ -32,7 +33,7 @@ class Outcome:
 
 def command_path() -> Path:
     """Beside the library in a build, in bin/ in an installed package."""
-    library = _library.library_path()
+    library = library_path()
     beside = library.with_name("stillframe")
     return beside if beside.is_file() else library.parent.parent / "bin" / "stillframe"
 
@@ -42,7 +43,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {
         **os.environ,
         "STILLFRAME_PYTHON": sys.executable,
-        "STILLFRAME_LIBRARY": str(_library.library_path()),
+        "STILLFRAME_LIBRARY": str(library_path()),
         "PYTHONPATH": str(Path(stillframe.__file__).parent.parent),
         **variables,
     }
