@@ -54,9 +54,10 @@ Result<shm::Packet> Connection::call(wire::MessageT message, std::span<const int
   return *std::move(reply);
 }
 
-Status Connection::send(const wire::MessageT& message, Deadline deadline) {
+Status Connection::send(const wire::MessageT& message, std::span<const int> fds,
+                        Deadline deadline) {
   std::unique_lock lock(mutex_);
-  return send_locked(lock, message, {}, deadline);
+  return send_locked(lock, message, fds, deadline);
 }
 
 Status Connection::send_locked(std::unique_lock<std::mutex>& lock, const wire::MessageT& message,

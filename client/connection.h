@@ -44,7 +44,7 @@ class Connection {
   Result<shm::Packet> call(shm::wire::MessageT message, std::span<const int> fds, Deadline deadline,
                            WhenLate when_late = WhenLate::kDrop);
   // Sends what has no reply.
-  Status send(const shm::wire::MessageT& message, Deadline deadline);
+  Status send(const shm::wire::MessageT& message, std::span<const int> fds, Deadline deadline);
 
   // Waits until `is_done` says so (true) or the deadline passes (false). kUnavailable: the
   // connection is gone and it does not. `is_done` is called with the lock held. Who changes what it

@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "client/remove.h"
 #include "format/json.h"
+#include "format/manifest.h"
 
 namespace stillframe::client {
 
@@ -111,6 +112,7 @@ Status Session::connect(Deadline deadline) {
     connection_ = fresh;
     layout_id_ = 0;
     ready_slots_.clear();
+    offer_.reset();
   }
   fresh->set_handlers(
       {.on_message = [this](wire::MessageT message) { on_message(std::move(message)); },
@@ -185,6 +187,13 @@ void Session::on_message(wire::MessageT message) {
           {.layout_id = ready->layout_id, .slot = ready->slot, .page_kind = ready->page_kind});
     }
   }
+  if (const wire::SlotOfferT* const offer = message.body.AsSlotOffer(); offer != nullptr) {
+    const std::lock_guard lock(mutex_);
+    offer_ = Offer{.layout_id = offer->layout_id,
+                   .ticket = offer->ticket,
+                   .slot = offer->slot,
+                   .sequence = offer->sequence};
+  }
   // What a newer daemon says beside these concerns newer clients.
 }
 
@@ -227,6 +236,7 @@ Status Session::send_layout(const std::shared_ptr<const Layout>& layout, Deadlin
   {
     const std::lock_guard lock(mutex_);
     ready_slots_.clear();
+    offer_.reset();
     layout_id_ = 0;
   }
   std::vector<int> fds = {blob->get()};
@@ -298,6 +308,14 @@ Result<std::uint64_t> Session::begin_save(const SaveRequest& request,
                                                 " is neither published nor voided; one at a time"));
   }
   if (!layout_) return Error(Code::kInvalidArgument, "save: register a layout first");
+  if (request.step < 0) {
+    return Error(Code::kInvalidArgument,
+                 concat("step ", request.step, " is negative; steps count from 0"));
+  }
+  if (request.state_json.size() > format::kStateBytesMax) {
+    return Error(Code::kInvalidArgument, concat("save: state.json of ", request.state_json.size(),
+                                                " bytes, at most ", format::kStateBytesMax));
+  }
   STEP("client begin save");
   auto connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
   if (!connected) return std::move(connected).error();
@@ -309,7 +327,7 @@ Result<std::uint64_t> Session::begin_save(const SaveRequest& request,
   const std::int64_t asked_ns = clock_.monotonic_ns();
   const std::uint64_t wait_ms = slot_wait_ms(request, is_first);
   const Deadline deadline = Deadline::after_ms(wait_ms + kReplyTimeoutMs);
-  auto reply = ask_for_slot(request, wait_ms, deadline);
+  auto reply = take_slot(request, wait_ms, deadline);
   if (!reply && !connection()->is_open() && !deadline.has_passed()) {
     // The daemon had died, which only the attempt to talk to it told.
     connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
@@ -318,7 +336,7 @@ Result<std::uint64_t> Session::begin_save(const SaveRequest& request,
     if (!filled) return std::move(filled).error();
     is_first = true;
     const std::uint64_t again_ms = slot_wait_ms(request, is_first);
-    reply = ask_for_slot(request, again_ms, Deadline::after_ms(again_ms + kReplyTimeoutMs));
+    reply = take_slot(request, again_ms, Deadline::after_ms(again_ms + kReplyTimeoutMs));
   }
   if (!reply) return std::move(reply).error();
   capturing_ = Capturing{
@@ -365,12 +383,18 @@ Result<std::uint64_t> Session::begin_save(const SaveRequest& request,
   return ticket;
 }
 
-Result<wire::BeginSaveReplyT> Session::ask_for_slot(const SaveRequest& request,
-                                                    std::uint64_t wait_ms, Deadline deadline) {
+std::optional<Session::Offer> Session::take_offer() {
+  const std::lock_guard lock(mutex_);
+  std::optional<Offer> offer = std::exchange(offer_, std::nullopt);
+  if (offer && (offer->layout_id != layout_id_ || offer->slot >= slots_.size())) offer.reset();
+  return offer;
+}
+
+// The slot that the daemon has offered, else the one that it gives when asked.
+Result<wire::BeginSaveReplyT> Session::take_slot(const SaveRequest& request, std::uint64_t wait_ms,
+                                                 Deadline deadline) {
   const auto current = connection();
   if (!current) return gone_error();
-  auto state = shm::make_sealed_memfd("stillframe-state", request.state_json);
-  if (!state) return std::move(state).error();
   wire::BeginSaveT message;
   message.step = request.step;
   for (const auto& [name, value] : request.metrics) {
@@ -382,9 +406,30 @@ Result<wire::BeginSaveReplyT> Session::ask_for_slot(const SaveRequest& request,
   message.state_bytes = request.state_json.size();
   message.has_pickle = request.has_pickle;
   message.busy_timeout_ms = static_cast<std::uint32_t>(wait_ms);
-  const int fds[] = {state->get()};
+  UniqueFd state;
+  std::vector<int> fds;
+  if (request.state_json.size() <= shm::kInlineStateBytesMax) {
+    message.state.assign(request.state_json.begin(), request.state_json.end());
+  } else {
+    auto sealed = shm::make_sealed_memfd("stillframe-state", request.state_json);
+    if (!sealed) return std::move(sealed).error();
+    state = *std::move(sealed);
+    fds.push_back(state.get());
+  }
+  if (const auto offer = take_offer()) {
+    message.offered_ticket = offer->ticket;
+    auto sent = current->send(shm::make_message(0, std::move(message)), fds, deadline);
+    if (!sent) return std::move(sent).error();
+    wire::BeginSaveReplyT accepted;
+    accepted.ticket = offer->ticket;
+    accepted.slot = offer->slot;
+    accepted.sequence = offer->sequence;
+    return accepted;
+  }
   auto reply = current->call(shm::make_message(0, std::move(message)), fds, deadline);
-  // One that comes too late would be a save that nobody captures: the connection goes with it.
+  // One that was on its way ended with the request.
+  (void)take_offer();
+  // A reply that comes too late would be a save that nobody captures: the connection goes with it.
   if (!reply) return std::move(reply).error();
   const wire::BeginSaveReplyT* const answer = reply->message.body.AsBeginSaveReply();
   if (answer == nullptr || answer->slot >= slots_.size()) {
@@ -431,8 +476,8 @@ Status Session::end_capture(std::optional<Error> failure) {
   message.ticket = capturing.daemon_ticket;
   message.complete = !failure.has_value();
   if (failure) message.reason = failure->message();
-  auto sent =
-      current->send(shm::make_message(0, std::move(message)), Deadline::after_ms(kSendTimeoutMs));
+  auto sent = current->send(shm::make_message(0, std::move(message)), {},
+                            Deadline::after_ms(kSendTimeoutMs));
   if (!sent) {
     // A daemon that does not know how it ended must not keep the slot.
     current->drop(sent.error());

@@ -100,6 +100,12 @@ class Session {
   struct Slot {
     bool is_populated = false;  // Our page table knows its pages.
   };
+  struct Offer {
+    std::uint64_t layout_id = 0;
+    std::uint64_t ticket = 0;
+    std::uint32_t slot = 0;
+    std::uint64_t sequence = 0;
+  };
   struct ReadySlot {
     std::uint64_t layout_id = 0;
     std::uint32_t slot = 0;
@@ -112,8 +118,9 @@ class Session {
   Status map_arena(UniqueFd memory, const shm::wire::LayoutReplyT& reply);
   Status ensure_connected(Deadline deadline);
 
-  Result<shm::wire::BeginSaveReplyT> ask_for_slot(const SaveRequest& request, std::uint64_t wait_ms,
-                                                  Deadline deadline);
+  Result<shm::wire::BeginSaveReplyT> take_slot(const SaveRequest& request, std::uint64_t wait_ms,
+                                               Deadline deadline);
+  std::optional<Offer> take_offer();
   Status populate(std::uint32_t slot);
   Status finish_eager(std::uint64_t ticket);
   Status end_capture(std::optional<Error> failure);
@@ -160,6 +167,7 @@ class Session {
   std::shared_ptr<Connection> connection_;
   std::uint64_t layout_id_ = 0;  // The daemon's name for layout_.
   std::vector<ReadySlot> ready_slots_;
+  std::optional<Offer> offer_;  // The newest.
 };
 
 }  // namespace stillframe::client

@@ -100,20 +100,29 @@ asio::awaitable<void> RankArena::prepare(std::shared_ptr<RankArena> self,
   }
 }
 
-std::optional<std::size_t> RankArena::take_one() {
-  std::optional<std::size_t> resident;
+std::optional<std::size_t> RankArena::find_free() const {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    if (slots_[i].is_lent) continue;
-    if (slots_[i].state == SlotState::kFree) return i;
-    if (slots_[i].state == SlotState::kResident) resident = i;
+    if (slots_[i].state == SlotState::kFree && !slots_[i].is_lent) return i;
   }
-  return resident;
+  return std::nullopt;
+}
+
+std::optional<std::size_t> RankArena::find_takeable() const {
+  if (const auto free = find_free()) return free;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].state == SlotState::kResident && !slots_[i].is_lent) return i;
+  }
+  return std::nullopt;
+}
+
+void RankArena::take(std::size_t slot) {
+  slots_[slot] = Slot{.state = SlotState::kBusy, .page_kind = slots_[slot].page_kind};
 }
 
 Task<std::size_t> RankArena::acquire(std::chrono::steady_clock::time_point deadline) {
   for (;;) {
-    if (const auto slot = take_one()) {
-      slots_[*slot] = Slot{.state = SlotState::kBusy, .page_kind = slots_[*slot].page_kind};
+    if (const auto slot = find_takeable()) {
+      take(*slot);
       co_return *slot;
     }
     if (prepare_error_) co_return *prepare_error_;

@@ -56,6 +56,10 @@ class RankArena {
   // Ends prepare() early.
   void stop_preparing() noexcept { stop_ = true; }
 
+  // One that holds nothing, if there is one.
+  std::optional<std::size_t> find_free() const;
+  // Takes a slot that find_free() named.
+  void take(std::size_t slot);
   // A free slot, else the resident one, else the first to become free before `deadline`.
   // kResourceExhausted: none did. The arena outlives the coroutine.
   Task<std::size_t> acquire(std::chrono::steady_clock::time_point deadline);
@@ -79,7 +83,7 @@ class RankArena {
  private:
   RankArena(Environment& environment, IoThread& io, shm::Arena arena, std::uint64_t slot_bytes,
             std::uint32_t slot_count);
-  std::optional<std::size_t> take_one();
+  std::optional<std::size_t> find_takeable() const;
 
   Environment& environment_;
   IoThread& io_;

@@ -132,6 +132,8 @@ Status Run::enter(TrainerOptions options, std::int64_t pid) {
 void Run::leave(bool clean) {
   trainer_pid_.reset();
   on_slot_ready_ = nullptr;
+  on_slot_free_ = nullptr;
+  withdraw_offer();
   ++trainer_generation_;
   if (arena_) arena_->give_back_all();
   if (clean) {
@@ -174,13 +176,15 @@ asio::awaitable<void> Run::release(std::shared_ptr<RankArena> arena) {
   (void)co_await io_->run(std::move(unregister));
 }
 
-Task<Run::Registered> Run::register_layout(std::shared_ptr<const SnapshotPlan> plan,
-                                           UniqueFd offered,
-                                           std::function<void(std::size_t slot)> on_ready) {
+Task<Run::Registered> Run::register_layout(std::shared_ptr<const SnapshotPlan> plan, UniqueFd kept,
+                                           std::function<void(std::size_t slot)> on_ready,
+                                           std::function<void()> on_free) {
   on_slot_ready_ = std::move(on_ready);
+  on_slot_free_ = std::move(on_free);
+  withdraw_offer();
   if (arena_ && arena_->slot_bytes() >= plan->slot_bytes && !arena_->prepare_error()) {
-    Registered kept{.arena = arena_, .is_kept = true};
-    co_return kept;
+    Registered same{.arena = arena_, .is_kept = true};
+    co_return same;
   }
   if (arena_) {
     // The old one's memory is given back before the new one is taken; saves still write from it.
@@ -192,8 +196,8 @@ Task<Run::Registered> Run::register_layout(std::shared_ptr<const SnapshotPlan> p
   }
 
   Registered made;
-  if (offered) {
-    auto adopted = RankArena::adopt(environment_, *io_, std::move(offered), plan->slot_bytes,
+  if (kept) {
+    auto adopted = RankArena::adopt(environment_, *io_, std::move(kept), plan->slot_bytes,
                                     options_.slot_count);
     // Of another size or kind: not an error, a new one is made.
     if (adopted) {
@@ -219,6 +223,40 @@ Task<Run::Registered> Run::register_layout(std::shared_ptr<const SnapshotPlan> p
   co_return made;
 }
 
+std::optional<Run::Offer> Run::offer_slot() {
+  if (!arena_ || offer_) return std::nullopt;
+  const auto slot = arena_->find_free();
+  if (!slot) return std::nullopt;
+  offer_ = Offer{.ticket = next_ticket_++, .slot = *slot, .sequence = contents_.next_sequence++};
+  return offer_;
+}
+
+void Run::withdraw_offer() {
+  if (!offer_) return;
+  // No later one was given out: a save has none but that of an offer, or asks and ends the offer.
+  contents_.next_sequence = offer_->sequence;
+  offer_.reset();
+}
+
+// The offer that the trainer takes, or what is free first.
+Task<Run::Offer> Run::slot_for(const Begin& begin) {
+  if (begin.offered_ticket != 0) {
+    if (!offer_ || offer_->ticket != begin.offered_ticket) {
+      co_return Error(Code::kInvalidArgument,
+                      concat("save: ticket ", begin.offered_ticket, " is not on offer"));
+    }
+    arena_->take(offer_->slot);
+    Offer taken = *std::exchange(offer_, std::nullopt);
+    co_return taken;
+  }
+  withdraw_offer();
+  const std::shared_ptr<RankArena> arena = arena_;
+  auto slot = co_await arena->acquire(begin.deadline);
+  if (!slot) co_return std::move(slot).error();
+  Offer taken{.ticket = next_ticket_++, .slot = *slot, .sequence = contents_.next_sequence++};
+  co_return taken;
+}
+
 Task<std::shared_ptr<ActiveSave>> Run::begin_save(Begin begin,
                                                   std::shared_ptr<const SnapshotPlan> plan,
                                                   OnEnded on_ended) {
@@ -228,20 +266,20 @@ Task<std::shared_ptr<ActiveSave>> Run::begin_save(Begin begin,
   }
   const std::shared_ptr<RankArena> arena = arena_;
   if (!arena) co_return Error(Code::kInvalidArgument, "no layout is registered");
-  auto slot = co_await arena->acquire(begin.deadline);
-  if (!slot) co_return std::move(slot).error();
+  auto taken = co_await slot_for(begin);
+  if (!taken) co_return std::move(taken).error();
 
   auto save = std::make_shared<ActiveSave>(environment_.context, std::move(plan),
                                            [io = io_.get()] { io->wake(); });
   save->arena = arena;
-  save->slot = *slot;
-  save->ticket = next_ticket_++;
+  save->slot = taken->slot;
+  save->ticket = taken->ticket;
   save->accepted_ns = environment_.clock.monotonic_ns();
   SaveRequest& request = save->request;
   request.run_path = path_;
   request.run_id = contents_.run_id;
   request.instance_nonce = environment_.instance_nonce;
-  request.sequence = contents_.next_sequence++;
+  request.sequence = taken->sequence;
   request.step = begin.step;
   request.rank = options_.rank;
   request.world_size = options_.world_size;
@@ -323,6 +361,7 @@ asio::awaitable<void> Run::write_and_retain(std::shared_ptr<ActiveSave> save, On
   }
   std::erase(active_saves_, save);
   changed_.notify();
+  if (on_slot_free_) on_slot_free_();
 
   if (!failure && !is_retention_suspended_) {
     auto retained = co_await retain();

@@ -73,13 +73,25 @@ class Run : public std::enable_shared_from_this<Run> {
   bool has_trainer() const noexcept { return trainer_pid_.has_value(); }
 
   // The arena for this layout: the one that is there if it is large enough, else the client's own
-  // (`offered`), else a new one. `on_ready` hears of each slot that becomes ready later.
+  // (`kept`), else a new one. `on_ready` hears of each slot that becomes ready later, `on_free` of
+  // each that a save gives back.
   struct Registered {
     std::shared_ptr<RankArena> arena;
     bool is_kept = false;
   };
-  Task<Registered> register_layout(std::shared_ptr<const SnapshotPlan> plan, UniqueFd offered,
-                                   std::function<void(std::size_t slot)> on_ready);
+  Task<Registered> register_layout(std::shared_ptr<const SnapshotPlan> plan, UniqueFd kept,
+                                   std::function<void(std::size_t slot)> on_ready,
+                                   std::function<void()> on_free);
+
+  // What the next save gets, promised ahead so that it need not ask: only a slot that holds
+  // nothing. nullopt: there is none, or the one before still stands.
+  struct Offer {
+    std::uint64_t ticket = 0;
+    std::size_t slot = 0;
+    std::uint64_t sequence = 0;
+  };
+  std::optional<Offer> offer_slot();
+  const std::optional<Offer>& offer() const noexcept { return offer_; }
 
   // A slot, a sequence and a ticket; the writing begins at once and follows the capture. `on_ended`
   // hears its end: durable with the time, or failed with the reason.
@@ -88,6 +100,7 @@ class Run : public std::enable_shared_from_this<Run> {
     std::map<std::string, double> metrics;
     std::string state_json;
     bool has_pickle = false;
+    std::uint64_t offered_ticket = 0;  // 0: waits for a slot; an offer then ends.
     std::chrono::steady_clock::time_point deadline;
   };
   using OnEnded = std::function<void(const ActiveSave& save, const std::optional<Error>& failure,
@@ -133,6 +146,8 @@ class Run : public std::enable_shared_from_this<Run> {
 
  private:
   Task<Unit> load(bool force_filesystem);
+  void withdraw_offer();
+  Task<Offer> slot_for(const Begin& begin);
   asio::awaitable<void> write_and_retain(std::shared_ptr<ActiveSave> save, OnEnded on_ended);
   asio::awaitable<void> drop_arena_later();
   void drop_arena();
@@ -153,6 +168,8 @@ class Run : public std::enable_shared_from_this<Run> {
   TrainerOptions options_;
   std::shared_ptr<RankArena> arena_;
   std::function<void(std::size_t)> on_slot_ready_;
+  std::function<void()> on_slot_free_;
+  std::optional<Offer> offer_;
 
   std::vector<std::shared_ptr<ActiveSave>> active_saves_;
   std::uint64_t next_ticket_ = 1;

@@ -153,6 +153,7 @@ asio::awaitable<void> Session::read_messages() {
       is_handling_ = true;
       co_await handle(std::move(packet));
       is_handling_ = false;
+      offer_slot();
       continue;
     }
     if (is_peer_dead_) co_return;
@@ -252,8 +253,15 @@ asio::awaitable<void> Session::handle(shm::Packet packet) {
       co_return;
     }
     case wire::Body::BeginSave: {
+      const bool takes_offer = body.AsBeginSave()->offered_ticket != 0;
       auto answer = co_await begin_save(*body.AsBeginSave(), std::move(packet.fds));
-      reply(std::move(answer));
+      if (!takes_offer) {
+        reply(std::move(answer));
+      } else if (!answer) {
+        // It goes on as if the save had begun, and nothing that it may send can be refused.
+        environment_.log.warn("client pid={} dropped: {}", peer_.pid, answer.error().message());
+        stop(std::string(answer.error().message()));
+      }
       co_return;
     }
     case wire::Body::EndCapture: {
@@ -309,7 +317,8 @@ asio::awaitable<void> Session::handle(shm::Packet packet) {
     case wire::Body::SettleReply:
     case wire::Body::LendSlotReply:
     case wire::Body::Done:
-    case wire::Body::StatusReply: break;
+    case wire::Body::StatusReply:
+    case wire::Body::SlotOffer: break;
   }
   environment_.log.warn("client pid={} dropped: it sent a message that only a daemon sends",
                         peer_.pid);
@@ -367,18 +376,23 @@ Task<Session::Outgoing> Session::register_layout(const wire::RegisterLayoutT& re
   auto ring = shm::RingConsumer::create(shm::ring_capacity_for(shared_plan->extent_count));
   if (!ring) co_return std::move(ring).error();
 
-  UniqueFd offered = fds.size() > 1 ? std::move(fds[1]) : UniqueFd();
+  UniqueFd kept = fds.size() > 1 ? std::move(fds[1]) : UniqueFd();
   std::function<void(std::size_t)> on_ready =
       [weak = weak_from_this(), layout_id = shared_plan->layout_id](std::size_t slot) {
         // While the reply is not out yet, plan_ is an earlier one; handle() tells those.
         const auto session = weak.lock();
         if (session && session->plan_ && session->plan_->layout_id == layout_id) {
           session->tell_ready(layout_id, slot);
+          session->offer_slot();
         }
       };
+  std::function<void()> on_free = [weak = weak_from_this(), layout_id = shared_plan->layout_id] {
+    const auto session = weak.lock();
+    if (session && session->plan_ && session->plan_->layout_id == layout_id) session->offer_slot();
+  };
   const std::shared_ptr<Run> run = run_;
-  auto registered =
-      co_await run->register_layout(shared_plan, std::move(offered), std::move(on_ready));
+  auto registered = co_await run->register_layout(shared_plan, std::move(kept), std::move(on_ready),
+                                                  std::move(on_free));
   if (!registered) co_return std::move(registered).error();
   if (is_ending_ || !run_) co_return Error(Code::kCancelled, "the client went away");
 
@@ -415,14 +429,34 @@ void Session::tell_ready(std::uint64_t layout_id, std::size_t slot) {
   queue(shm::make_message(0, std::move(ready)));
 }
 
+void Session::offer_slot() {
+  // Not while a request is at work: it may be one that waits for that slot.
+  if (is_ending_ || is_handling_ || !run_ || !plan_ || capturing_) return;
+  const auto offer = run_->offer_slot();
+  if (!offer) return;
+  wire::SlotOfferT message;
+  message.layout_id = plan_->layout_id;
+  message.ticket = offer->ticket;
+  message.slot = static_cast<std::uint32_t>(offer->slot);
+  message.sequence = offer->sequence;
+  queue(shm::make_message(0, std::move(message)));
+}
+
+Result<std::string> Session::state_of(const wire::BeginSaveT& request, std::vector<UniqueFd> fds) {
+  if (request.state.size() == request.state_bytes) {
+    return std::string(request.state.begin(), request.state.end());
+  }
+  if (fds.empty()) return Error(Code::kInvalidArgument, "the memfd of state.json is missing");
+  return shm::read_sealed_memfd(fds[0].get(), request.state_bytes, format::kStateBytesMax);
+}
+
 Task<wire::MessageT> Session::begin_save(const wire::BeginSaveT& request,
                                          std::vector<UniqueFd> fds) {
   if (!run_ || !plan_) co_return Error(Code::kInvalidArgument, "register a layout first");
   if (capturing_) {
     co_return Error(Code::kInvalidArgument, "the capture before has not ended: one at a time");
   }
-  if (fds.empty()) co_return Error(Code::kInvalidArgument, "the memfd of state.json is missing");
-  auto state = shm::read_sealed_memfd(fds[0].get(), request.state_bytes, format::kStateBytesMax);
+  auto state = state_of(request, std::move(fds));
   if (!state) co_return std::move(state).error();
 
   const std::int64_t asked_ns = environment_.clock.monotonic_ns();
@@ -431,6 +465,7 @@ Task<wire::MessageT> Session::begin_save(const wire::BeginSaveT& request,
   for (const auto& metric : request.metrics) begin.metrics[metric->name] = metric->value;
   begin.state_json = *std::move(state);
   begin.has_pickle = request.has_pickle;
+  begin.offered_ticket = request.offered_ticket;
   begin.deadline = std::chrono::steady_clock::now() +
                    std::min(std::chrono::milliseconds(request.busy_timeout_ms), kBusyTimeoutMax);
 
@@ -447,6 +482,11 @@ Task<wire::MessageT> Session::begin_save(const wire::BeginSaveT& request,
     co_return Error(Code::kCancelled, "the client went away");
   }
   capturing_ = *std::move(save);
+  for (const shm::ExtentRecord& record : std::exchange(early_records_, {})) {
+    if (record.ticket != capturing_->ticket) continue;
+    auto accepted = capturing_->stream.accept(record);
+    if (!accepted) co_return std::move(accepted).error();
+  }
 
   wire::BeginSaveReplyT answer;
   answer.ticket = capturing_->ticket;
@@ -464,10 +504,9 @@ Status Session::end_capture(const wire::EndCaptureT& request) {
   auto drained = drain_ring();
   if (!drained) return drained;
   const std::shared_ptr<ActiveSave> save = std::exchange(capturing_, nullptr);
-  if (!request.complete) {
-    return run_->end_capture(*save, Error(Code::kCancelled, request.reason));
-  }
-  return run_->end_capture(*save, std::nullopt);
+  std::optional<Error> reason;
+  if (!request.complete) reason.emplace(Code::kCancelled, request.reason);
+  return run_->end_capture(*save, std::move(reason));
 }
 
 asio::awaitable<void> Session::watch_ring(std::shared_ptr<stream_descriptor> event) {
@@ -490,6 +529,13 @@ Status Session::drain_ring() {
   auto records = ring_->take();
   if (!records) return std::move(records).error();
   for (const shm::ExtentRecord& record : *records) {
+    if (!capturing_ && run_ && run_->offer() && record.ticket == run_->offer()->ticket) {
+      if (early_records_.size() >= plan_->extent_count) {
+        return Error(Code::kInvalidArgument, "ring: more extents than the layout has");
+      }
+      early_records_.push_back(record);
+      continue;
+    }
     // A copier may still publish what belongs to a capture that was voided: dropped (DUR-13).
     if (!capturing_ || record.ticket != capturing_->ticket) continue;
     auto accepted = capturing_->stream.accept(record);

@@ -76,7 +76,9 @@ class Session : public std::enable_shared_from_this<Session> {
   Result<shm::wire::MessageT> lend_slot(const shm::wire::LendSlotT& request);
   Task<shm::wire::MessageT> change_run(std::string run_path, std::optional<std::string> tag,
                                        std::uint64_t sequence);
+  Result<std::string> state_of(const shm::wire::BeginSaveT& request, std::vector<UniqueFd> fds);
   Status drain_ring();
+  void offer_slot();
   void tell_ready(std::uint64_t layout_id, std::size_t slot);
   void tell_ended(const ActiveSave& save, const std::optional<Error>& failure,
                   std::int64_t ended_ns);
@@ -104,6 +106,8 @@ class Session : public std::enable_shared_from_this<Session> {
   std::optional<shm::RingConsumer> ring_;
   std::shared_ptr<asio::posix::stream_descriptor> ring_event_;
   std::shared_ptr<ActiveSave> capturing_;
+  // Of the ticket on offer: the ring may be seen before the message that takes the offer.
+  std::vector<shm::ExtentRecord> early_records_;
 };
 
 }  // namespace stillframe::daemon

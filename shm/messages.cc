@@ -81,7 +81,9 @@ std::uint64_t copied_bytes(const wire::Part& part) {
 }
 std::uint64_t copied_bytes(const wire::Message& message) {
   // Only these repeat anything.
-  if (const auto* save = message.body_as_BeginSave()) return copied_bytes_of_all(save->metrics());
+  if (const auto* save = message.body_as_BeginSave()) {
+    return copied_bytes_of_all(save->metrics()) + copied_bytes(save->state());
+  }
   if (const auto* reply = message.body_as_AttachReply()) {
     return copied_bytes_of_all(reply->warnings());
   }

@@ -52,6 +52,9 @@ class Peer {
         continue;
       }
       if ((*received)->message.request == request_) return std::move(**received);
+      if ((*received)->message.body.type == wire::Body::SlotOffer) {
+        offer_ = *(*received)->message.body.AsSlotOffer();
+      }
       if ((*received)->message.body.type == wire::Body::SaveEnded) {
         ended_ = std::move(*(*received)->message.body.AsSaveEnded());
         has_ended_ = true;
@@ -144,6 +147,28 @@ class Peer {
     return true;
   }
 
+  // Waits for the offer of a slot, and goes on as if its save had begun; take_offer() says so to
+  // the daemon, now or later.
+  bool presume_offer() {
+    for (int i = 0; i < kAnswerTimeoutMs && !offer_; ++i) {
+      if (!ask(wire::StatusT())) return false;
+      (void)::usleep(1'000);
+    }
+    if (!offer_) return false;
+    ticket_ = offer_->ticket;
+    slot_ = offer_->slot;
+    return true;
+  }
+  void take_offer(std::uint64_t ticket) {
+    wire::BeginSaveT begin;
+    begin.step = 1;
+    begin.state = {'{', '}'};
+    begin.state_bytes = begin.state.size();
+    begin.offered_ticket = ticket;
+    send(std::move(begin));
+  }
+  const std::optional<wire::SlotOfferT>& offer() const { return offer_; }
+
   Bytes slot() { return arena_->bytes().subspan(slot_ * slot_bytes_, slot_bytes_); }
   const daemon::SnapshotPlan& plan() const { return plan_; }
   std::uint64_t ticket() const { return ticket_; }
@@ -191,6 +216,7 @@ class Peer {
   std::size_t slot_ = 0;
   std::optional<shm::Arena> arena_;
   std::optional<shm::RingProducer> ring_;
+  std::optional<wire::SlotOfferT> offer_;  // The newest.
   wire::SaveEndedT ended_;
   bool has_ended_ = false;
 };
@@ -363,6 +389,72 @@ TEST_F(HostileClient, that_is_honest_after_all_is_served) {
   auto ended = peer->ended();
   ASSERT_TRUE(ended);
   EXPECT_EQ(ended->failure, nullptr);
+}
+
+TEST_F(HostileClient, that_takes_the_slot_on_offer_is_served_without_an_answer) {
+  auto peer = attached();
+  ASSERT_TRUE(peer->register_layout(2'500'000));
+  ASSERT_TRUE(peer->presume_offer());
+  const std::uint64_t sequence = peer->offer()->sequence;
+  peer->take_offer(peer->ticket());
+  peer->publish(0);
+  peer->end_capture();
+  auto ended = peer->ended();
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(ended->failure, nullptr) << ended->failure->message;
+  EXPECT_EQ(ended->ticket, peer->ticket());
+  EXPECT_EQ(ended->sequence, sequence);
+}
+
+TEST_F(HostileClient, whose_ring_is_seen_before_it_takes_the_offer_is_served) {
+  auto peer = attached();
+  ASSERT_TRUE(peer->register_layout(2'500'000));
+  ASSERT_TRUE(peer->presume_offer());
+  peer->publish(0);
+  // The daemon answers in its turn, after it has seen the ring.
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(peer->ask(wire::StatusT()));
+  peer->take_offer(peer->ticket());
+  peer->end_capture();
+  auto ended = peer->ended();
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(ended->failure, nullptr) << ended->failure->message;
+}
+
+TEST_F(HostileClient, that_publishes_more_than_its_layout_before_it_takes_the_offer_is_dropped) {
+  auto peer = attached();
+  ASSERT_TRUE(peer->register_layout(2'500'000));
+  ASSERT_TRUE(peer->presume_offer());
+  for (std::uint32_t i = 0; i <= peer->plan().extent_count; ++i) {
+    ASSERT_TRUE(peer->ring().publish(
+        {.ticket = peer->ticket(), .part = 0, .extent = 0, .hash = 0, .reserved = 0}));
+  }
+  EXPECT_TRUE(peer->is_dropped());
+}
+
+TEST_F(HostileClient, that_takes_a_ticket_that_is_not_on_offer_is_dropped) {
+  auto peer = attached();
+  ASSERT_TRUE(peer->register_layout(2'500'000));
+  ASSERT_TRUE(peer->presume_offer());
+  peer->take_offer(peer->ticket() + 1);
+  EXPECT_TRUE(peer->is_dropped());
+}
+
+TEST_F(HostileClient, that_asks_although_a_slot_is_on_offer_ends_the_offer) {
+  auto peer = attached();
+  ASSERT_TRUE(peer->register_layout(2'500'000));
+  ASSERT_TRUE(peer->presume_offer());
+  const std::uint64_t sequence = peer->offer()->sequence;
+  const std::uint64_t offered = peer->ticket();
+  ASSERT_TRUE(peer->begin_save());
+  EXPECT_NE(peer->ticket(), offered);
+  peer->publish(0);
+  peer->end_capture();
+  auto ended = peer->ended();
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(ended->failure, nullptr) << ended->failure->message;
+  EXPECT_EQ(ended->sequence, sequence) << "an offer that nobody takes uses no sequence up";
+  peer->take_offer(offered);
+  EXPECT_TRUE(peer->is_dropped());
 }
 
 TEST_F(HostileClient, that_opens_many_connections_leaves_room_for_the_good_one) {

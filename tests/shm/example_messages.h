@@ -97,6 +97,8 @@ inline wire::MessageT example_message(wire::Body kind) {
       body.state_bytes = 45;
       body.has_pickle = true;
       body.busy_timeout_ms = 30'000;
+      body.state = {'{', '}'};
+      body.offered_ticket = 5;
       return make_message(kRequest, std::move(body));
     }
     case wire::Body::BeginSaveReply: {
@@ -105,6 +107,14 @@ inline wire::MessageT example_message(wire::Body kind) {
       body.slot = 1;
       body.sequence = 13;
       body.busy_wait_ns = 1'000'000;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::SlotOffer: {
+      wire::SlotOfferT body;
+      body.layout_id = 9;
+      body.ticket = 6;
+      body.slot = 1;
+      body.sequence = 13;
       return make_message(kRequest, std::move(body));
     }
     case wire::Body::EndCapture: {
