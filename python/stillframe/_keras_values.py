@@ -102,16 +102,19 @@ def new_buffer(spec: TensorSpec) -> npt.NDArray[np.uint8]:
 def assign(variable: Any, spec: TensorSpec, buffer: npt.NDArray[np.uint8]) -> None:
     """Give `variable` the value in `buffer`, which belongs to it from then on."""
     if keras.backend.backend() == "tensorflow" or not isinstance(variable, keras.Variable):
-        import tensorflow as tf
-
-        carrier = _CARRIERS[DTYPES[spec.dtype][1]] if spec.dtype in _UNBUFFERED else None
-        array = buffer.view(carrier or _KERAS_DTYPES[spec.dtype]).reshape(spec.shape)
-        tensor = tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-        if carrier is not None:
-            tensor = tf.bitcast(tensor, _KERAS_DTYPES[spec.dtype])
-        variable.assign(tensor)
+        variable.assign(tensor_of(spec, buffer))
         return
     variable.assign(as_array(spec, buffer))
+
+
+def tensor_of(spec: TensorSpec, buffer: npt.NDArray[np.uint8]) -> Any:
+    """The buffer as a tf.Tensor of the value's dtype and shape; shares its memory."""
+    import tensorflow as tf
+
+    carrier = _CARRIERS[DTYPES[spec.dtype][1]] if spec.dtype in _UNBUFFERED else None
+    array = buffer.view(carrier or _KERAS_DTYPES[spec.dtype]).reshape(spec.shape)
+    tensor = tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return tensor if carrier is None else tf.bitcast(tensor, _KERAS_DTYPES[spec.dtype])
 
 
 def as_array(spec: TensorSpec, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
@@ -127,8 +130,10 @@ def as_array(spec: TensorSpec, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[Any
 
 def _of_tensorflow(inner: Any, spec: TensorSpec) -> Value:
     """The tensor shares the variable's buffer; a later assignment gets another one."""
-    # Of a mirrored variable every replica holds the same.
-    inner = getattr(inner, "_primary", inner)
+    # Of a mirrored variable every replica holds the same; of one that is combined when it is read,
+    # such as a metric's sum, only all together hold the value.
+    if hasattr(inner, "_primary") and getattr(inner.synchronization, "name", "") != "ON_READ":
+        inner = inner._primary
     tensor = inner.read_value() if hasattr(inner, "read_value") else inner
     if spec.dtype in _UNBUFFERED:
         import tensorflow as tf
