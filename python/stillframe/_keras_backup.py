@@ -194,7 +194,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
             "epoch_rng": self._epoch_rng,
             "callbacks": get_states(self._callbacks),
         }
-        run.save(self.model, int(self.model.optimizer.iterations.value), extra=extra)
+        run.save(self.model, int(self.model.optimizer.iterations.numpy()), extra=extra)
 
     def _restore(self) -> None:
         assert self._run is not None

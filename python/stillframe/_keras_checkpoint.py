@@ -235,7 +235,7 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
 def _step_of(model: Any) -> int:
     """Training steps so far, as the optimizer counts them."""
-    return int(model.optimizer.iterations.value)
+    return int(model.optimizer.iterations.numpy())
 
 
 def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
