@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import io
 import os
 import pathlib
@@ -322,9 +323,19 @@ class _MetadataUnpickler(pickle.Unpickler):
         if found is None and module == "torch":
             dtype = getattr(torch, name, None)
             found = dtype if isinstance(dtype, torch.dtype) else None
+        if (module, name) == ("builtins", "getattr"):
+            found = _enum_member
         if found is None:
             raise pickle.UnpicklingError(f"{module}.{name}")
         return found
+
+
+def _enum_member(kind: Any, name: Any) -> enum.Enum:
+    """What Python 3.11.0 to 3.11.3 pickles a member of an enumeration as: getattr(kind, name)."""
+    if isinstance(kind, enum.EnumMeta) and isinstance(name, str) and name in kind.__members__:
+        member: enum.Enum = kind[name]
+        return member
+    raise pickle.UnpicklingError("builtins.getattr")
 
 
 def _read_metadata(directory: str) -> Any:

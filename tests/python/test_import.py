@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import pickle
 import shutil
@@ -202,6 +203,33 @@ def test_shards_of_several_ranks_become_whole_tensors(tmp_path: Path) -> None:
     assert "__0_0.distcp" in refused_plan("dcp", directory, code=3)
 
 
+class _Python311Pickler(pickle.Pickler):
+    """Pickles enumerations as Python 3.11.0 to 3.11.3 does, Debian 12's among them."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, enum.Enum):
+            return (getattr, (type(obj), obj.name))
+        return NotImplemented
+
+
+def test_a_dcp_checkpoint_of_an_early_python_3_11_is_imported(tmp_path: Path) -> None:
+    dcp.save({"model": {"w": torch.ones(3)}}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    described = pickle.loads((tmp_path / "dcp" / ".metadata").read_bytes())
+    with (tmp_path / "dcp" / ".metadata").open("wb") as file:
+        _Python311Pickler(file).dump(described)
+    assert b"getattr" in (tmp_path / "dcp" / ".metadata").read_bytes()
+    made = ok("import", tmp_path / "dcp", tmp_path / "run", "--from", "dcp")
+    found = safetensors.torch.load_file(Path(made["path"]) / "model.safetensors")
+    assert torch.equal(found["w"], torch.ones(3))
+
+
+class _Attribute:
+    """Pickled as an attribute of what is no enumeration."""
+
+    def __reduce__(self) -> Any:
+        return (getattr, (Path, "touch"))
+
+
 class _Evil:
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -218,6 +246,8 @@ def test_a_pickle_in_a_foreign_file_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "dcp").mkdir()
     (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(evil))
     assert "is not offered" in refused_plan("dcp", tmp_path / "dcp")
+    (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(_Attribute()))
+    assert "builtins.getattr" in refused_plan("dcp", tmp_path / "dcp")
     dcp.save({"model": {"w": evil}}, checkpoint_id=tmp_path / "item", no_dist=True)
     assert "is not offered" in refused_plan("dcp", tmp_path / "item")
     assert not (tmp_path / "was-here").exists()
