@@ -20,7 +20,13 @@ Result<std::thread> start_quiet_thread(const char* name, std::function<void()> b
   (void)::pthread_sigmask(SIG_SETMASK, &all, &before);
   Result<std::thread> thread = std::thread();
   try {
-    thread = std::thread(std::move(body));
+    thread = std::thread([body = std::move(body)] {
+      // Waking it must not take the CPU from a training thread: its share is the same, but it waits
+      // for its turn. Where that is not allowed it is an ordinary thread.
+      const sched_param none{};
+      (void)::sched_setscheduler(0, SCHED_BATCH, &none);
+      body();
+    });
     (void)::pthread_setname_np(thread->native_handle(), name);
   } catch (const std::system_error& error) {
     thread = Error(Code::kResourceExhausted, concat("start thread ", name, ": ", error.what()),

@@ -1,10 +1,17 @@
 #include "daemon/hash_pool.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 
 #include <utility>
 
 namespace stillframe::daemon {
+
+namespace {
+
+constexpr int kNice = 10;
+
+}  // namespace
 
 HashPool::HashPool(std::size_t thread_count) {
   for (std::size_t i = 0; i < thread_count; ++i) threads_.emplace_back([this] { loop(); });
@@ -29,6 +36,9 @@ void HashPool::post(std::function<void()> job) {
 
 void HashPool::loop() {
   (void)::pthread_setname_np(::pthread_self(), "sf-hash");
+  // Of this thread alone. Checking what was written hurries nobody; where CPUs are short, capture
+  // and training come first.
+  (void)::setpriority(PRIO_PROCESS, 0, kNice);
   for (;;) {
     std::function<void()> job;
     {
