@@ -183,21 +183,10 @@ void report(Tool& tool, const catalog::Checkpoint& checkpoint, const ExportReque
   for (const std::string& note : outcome.notes) tool.print("note: {}\n", one_line(note));
 }
 
-// Where an export to .keras, which is for Keras itself to write, will go.
-Error no_keras(const catalog::Checkpoint& checkpoint) {
-  return Error(Code::kInvalidArgument,
-               concat(checkpoint.path, " was written by ",
-                      checkpoint.manifest.framework.empty() ? "no framework that is recorded"
-                                                            : checkpoint.manifest.framework,
-                      "; this version does not export to .keras: choose safetensors, hf, "
-                      "torch or dcp, or load a run of Keras by stillframe.keras"));
-}
-
 Result<Exit> export_checkpoint(Tool& tool, const ExportRequest& request) {
   auto chosen = open_checkpoint(tool, request.address);
   if (!chosen) return std::move(chosen).error();
   const catalog::Checkpoint& checkpoint = chosen->checkpoint;
-  if (request.format == "keras") return no_keras(checkpoint);
   if (checkpoint.manifest.world_size > 1) {
     return Error(Code::kInvalidArgument,
                  concat(checkpoint.path, " was written by ", checkpoint.manifest.world_size,
@@ -206,7 +195,7 @@ Result<Exit> export_checkpoint(Tool& tool, const ExportRequest& request) {
   auto io = tool.io();
   if (!io) return std::move(io).error();
   const bool is_here = request.format == "safetensors" || request.format == "hf";
-  const bool is_file = request.format == "safetensors" || request.format == "torch";
+  const bool is_file = request.format != "hf" && request.format != "dcp";
   const ExportTarget::IsOurs is_ours = request.format == "hf"    ? catalog::is_hf_file
                                        : request.format == "dcp" ? is_dcp_file
                                                                  : is_no_file;
@@ -234,7 +223,8 @@ void declare_export(CLI::App& app, Action& action) {
       "export",
       "Write a checkpoint for other tools: safetensors (one file of the model), hf (a directory "
       "as save_pretrained() makes it), torch (a file for torch.load()), dcp (a directory for "
-      "torch.distributed.checkpoint). torch and dcp need Python with torch.");
+      "torch.distributed.checkpoint), keras (a .keras file, or .weights.h5, of a Keras model). "
+      "torch and dcp need Python with torch, keras one with keras.");
   auto request = std::make_shared<ExportRequest>();
   const Argument address = add_checkpoint(*command);
   command->add_option("DEST", request->target, "The file or directory to make")->required();
@@ -251,7 +241,9 @@ void declare_export(CLI::App& app, Action& action) {
                    "hf: split above this many bytes of tensors (default: 5GB)")
       ->check(check_size_argument)
       ->type_name("SIZE");
-  command->add_option("--only", request->only, "torch, dcp: leave the optimizer and the rest out")
+  command
+      ->add_option("--only", request->only,
+                   "torch, dcp, keras: leave the optimizer and the rest out")
       ->check(CLI::IsMember({"model"}))
       ->type_name("model");
   command->callback([&action, address, request] {

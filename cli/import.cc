@@ -182,11 +182,6 @@ void report(Tool& tool, const ImportRequest& request, const ImportPlan& plan,
 }
 
 Result<Exit> import(Tool& tool, const ImportRequest& request) {
-  if (request.format == "keras") {
-    return Error(Code::kInvalidArgument,
-                 "this version does not import files of Keras: choose safetensors, hf, torch or "
-                 "dcp");
-  }
   auto planned = make_plan(request);
   if (!planned) return std::move(planned).error();
   if (planned->exit != Exit::kDone) return planned->exit;
@@ -214,8 +209,9 @@ void declare_import(CLI::App& app, Action& action) {
       "import",
       "Make a new checkpoint of a run from files of other tools: safetensors (one file), hf (a "
       "directory as save_pretrained() makes it), torch (a file of torch.save(), read without "
-      "pickle), dcp (a directory of torch.distributed.checkpoint). torch and dcp need Python with "
-      "torch.");
+      "pickle), dcp (a directory of torch.distributed.checkpoint), keras (a .keras file). torch "
+      "and "
+      "dcp need Python with torch, keras one with keras.");
   auto request = std::make_shared<ImportRequest>();
   command->add_option("SOURCE", request->source, "The file or directory to read")->required();
   const Argument run = add_run(*command);
@@ -232,7 +228,9 @@ void declare_import(CLI::App& app, Action& action) {
       ->allow_extra_args(false);
   command->add_option("--part", request->part, "safetensors: the part to make (default: model)")
       ->type_name("NAME");
-  command->add_option("--only", request->only, "torch, dcp: leave the optimizer and the rest out")
+  command
+      ->add_option("--only", request->only,
+                   "torch, dcp, keras: leave the optimizer and the rest out")
       ->check(CLI::IsMember({"model"}))
       ->type_name("model");
   command->add_flag("--force-filesystem", request->takes_any_filesystem,

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata, state_dict_saver
 
-from stillframe._convert_files import FileSlice, Plan, Segment, check_zip
+from stillframe._convert_files import Plan, Segment
 from stillframe._convert_source import ExportSource, as_data_loss
 from stillframe._convert_torch import no_pickle
+from stillframe._convert_zip import FileSlice, check_zip
 from stillframe.errors import DataLoss, InvalidArgument, NotFound
 
 METADATA = ".metadata"

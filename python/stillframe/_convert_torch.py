@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillframe._convert_files import Plan, Segment, WindowedWriter, check_zip
+from stillframe._convert_files import Plan, Segment, WindowedWriter
 from stillframe._convert_source import ExportSource, as_data_loss
+from stillframe._convert_zip import check_zip
 from stillframe.errors import InvalidArgument, NotFound
 
 

@@ -249,6 +249,8 @@ def fill(model: Any, saved: SavedCheckpoint, sections: Sequence[str]) -> None:
     )
     own: dict[str, dict[str, Any]] = {}
     for one in state.tensors:
+        if one.spec.name not in buffers:
+            continue
         if one.holder is not None:
             assign(one.holder, one.spec, buffers[one.spec.name])
         else:
@@ -265,11 +267,14 @@ def _paired(
     there = {
         spec.name: spec for part in saved.parts if part.name in sections for spec in part.tensors
     }
-    labels = saved.state.get("keras", {}).get("labels", {})
+    recipe = saved.state.get("keras", {})
+    labels = recipe.get("labels", {})
     lines = [
         f"  {_label(name, one.label)} is not in the checkpoint"
         for name, one in wanted.items()
         if name not in there
+        # A stock file lacks the states of seed generators; Keras leaves them as they are then.
+        and not (recipe.get("is_stock") and name.startswith("rest."))
     ]
     lines += [
         f"  {_label(name, labels.get(name, ''))} is only in the checkpoint"

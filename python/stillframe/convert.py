@@ -1,4 +1,6 @@
-"""Converts checkpoints to and from the formats of PyTorch; `stillframe export` and `import` run it.
+"""Converts checkpoints to and from formats of PyTorch and Keras.
+
+`stillframe export` and `stillframe import` run it:
 
     python -m stillframe.convert export --to torch --run=RUN --sequence=12 --target=FILE
     python -m stillframe.convert plan --from dcp --source=DIRECTORY
@@ -45,27 +47,31 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="stillframe.convert")
     commands = parser.add_subparsers(dest="command", required=True)
-    export = commands.add_parser("export", help="write a checkpoint for PyTorch")
-    export.add_argument("--to", choices=["torch", "dcp"], required=True)
+    export = commands.add_parser("export", help="write a checkpoint for PyTorch or Keras")
+    export.add_argument("--to", choices=["torch", "dcp", "keras"], required=True)
     export.add_argument("--run", required=True)
     export.add_argument("--sequence", type=int, required=True)
     export.add_argument("--target", required=True)
     export.add_argument("--only", choices=["model"])
     plan = commands.add_parser("plan", help="say where the tensors of a foreign file lie")
-    plan.add_argument("--from", dest="format", choices=["torch", "dcp"], required=True)
+    plan.add_argument("--from", dest="format", choices=["torch", "dcp", "keras"], required=True)
     plan.add_argument("--source", required=True)
     plan.add_argument("--only", choices=["model"])
     given = parser.parse_args(arguments)
     # Standard error is the user's: one line when it fails, and nothing of what torch deprecates.
     warnings.simplefilter("ignore")
+    wants_keras = "keras" in (getattr(given, "to", None), getattr(given, "format", None))
+    export_it, plan_it = (_export_keras, _plan_keras) if wants_keras else (_export, _plan)
     try:
-        answer = _export(given) if given.command == "export" else _plan(given)
+        answer = export_it(given) if given.command == "export" else plan_it(given)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("torch", "numpy"):
+        needed = ("keras", "h5py", "tensorflow") if wants_keras else ("torch",)
+        if error.name is None or error.name.partition(".")[0] not in (*needed, "numpy"):
             raise
+        library = "Keras" if wants_keras else "PyTorch"
         return _complain(
-            f"this format needs PyTorch, and {sys.executable} has no module {error.name}; install "
-            "it there, or set STILLFRAME_PYTHON to an interpreter that has it",
+            f"this format needs {library}, and {sys.executable} has no module {error.name}; "
+            "install it there, or set STILLFRAME_PYTHON to an interpreter that has it",
             1,
         )
     except NotFound as error:
@@ -102,6 +108,32 @@ def _export(given: argparse.Namespace) -> dict[str, Any]:
         bar.end()
         source.finish()
         return {"bytes": bar.done_bytes, "files": files, "notes": notes}
+
+
+def _export_keras(given: argparse.Namespace) -> dict[str, Any]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from stillframe import _convert_keras
+    from stillframe._session import list_run
+
+    os.umask(0o077)
+    sizes = {one["sequence"]: one["bytes"] for one in list_run(given.run)}
+    bar = _Bar("export", sizes.get(given.sequence, 0))
+    files, notes = _convert_keras.write(
+        given.run,
+        given.sequence,
+        given.target,
+        only_model=given.only is not None,
+        progress=bar.add,
+    )
+    bar.end()
+    return {"bytes": bar.done_bytes, "files": files, "notes": notes}
+
+
+def _plan_keras(given: argparse.Namespace) -> dict[str, Any]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from stillframe import _convert_keras
+
+    return _convert_keras.plan(given.source, only_model=given.only is not None)
 
 
 def _plan(given: argparse.Namespace) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def test_what_is_left_of_a_stopped_export_is_named(saved: Any, tmp_path: Path) -
 
 
 def test_keras_is_refused_for_a_run_of_torch(saved: Any, tmp_path: Path) -> None:
-    assert "torch 2" in refused("export", saved[0], tmp_path / "k", "--to", "keras")
+    assert "torch 2" in refused("export", saved[0], tmp_path / "k.keras", "--to", "keras")
 
 
 def test_without_torch_or_python_the_error_names_the_interpreter(

@@ -227,7 +227,7 @@ class _Attribute:
     """Pickled as an attribute of what is no enumeration."""
 
     def __reduce__(self) -> Any:
-        return (getattr, (Path, "touch"))
+        return (getattr, (torch.distributed.checkpoint.metadata.Metadata, "__init__"))
 
 
 class _Evil:
@@ -337,7 +337,7 @@ def test_wrong_words_are_usage_errors(tmp_path: Path) -> None:
     refused(*words, "hf", code=3)
     for form in ("torch", "dcp"):
         refused_plan(form, tmp_path / "a", code=3)
-    assert "keras" in refused(*words, "keras").lower()
+    refused(*words, "keras", code=3)
 
 
 def test_the_optimizer_of_a_stock_dcp_save_is_imported_by_name(tmp_path: Path) -> None:
