@@ -17,21 +17,17 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from demo_support import COMMAND, MIB, ROOT, daemon_pid, milliseconds, print_table, private_daemon
+
 TRAINER = ROOT / "examples" / "digits.py"
 FOLDER = ROOT / "build" / "demo"
-COMMAND = Path(sys.executable).with_name("stillframe")
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +49,10 @@ CASES = (
 )
 
 
+HEAD = ["model", "saves durable", "MiB", "training waited", "to durable",
+        "restore: memory", "restore: disk"]  # fmt: skip
+
+
 def main() -> None:
     """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,7 +72,8 @@ def main() -> None:
             problems += compare(case, straight, killed)
             rows.append(row(case, killed))
         show_runs()
-    print_table(rows)
+    print("\nmilliseconds: median / largest; saves that a kill cut short are not counted")
+    print_table([HEAD, *rows])
     shutil.rmtree(FOLDER)
     for problem in problems:
         print(f"DIFFERS: {problem}")
@@ -104,27 +105,6 @@ class Journal:
     def losses(self) -> list[tuple[int, str]]:
         """Each step with its loss; a step that was done again must have given the same."""
         return sorted({(entry["step"], entry["loss"]) for entry in self.entries("step")})
-
-
-@contextmanager
-def private_daemon() -> Iterator[None]:
-    """A daemon of the demo's own: it is going to be killed."""
-    home = tempfile.mkdtemp(prefix="stillframe-demo-")
-    os.environ["XDG_RUNTIME_DIR"] = home
-    os.environ.pop("STILLFRAME_SOCKET", None)
-    try:
-        yield
-    finally:
-        pid = daemon_pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGTERM)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def daemon_pid() -> int | None:
-    """Ask the daemon that runs now, if one does."""
-    status = subprocess.run([COMMAND, "status", "--json"], capture_output=True, check=False)
-    return int(json.loads(status.stdout)["pid"]) if status.returncode == 0 else None
 
 
 def start_trainer(case: Case, journal: Journal, *more: str) -> subprocess.Popen[str]:
@@ -251,24 +231,6 @@ def row(case: Case, journal: Journal) -> list[str]:
         milliseconds(restores["memory"]),
         milliseconds(restores["disk"]),
     ]
-
-
-def milliseconds(seconds: list[float]) -> str:
-    """Median and largest."""
-    if not seconds:
-        return "-"
-    return f"{1e3 * statistics.median(seconds):.1f} / {1e3 * max(seconds):.1f}"
-
-
-def print_table(rows: list[list[str]]) -> None:
-    """All cases, columns aligned."""
-    head = ["model", "saves durable", "MiB", "training waited", "to durable",
-            "restore: memory", "restore: disk"]  # fmt: skip
-    table = [head, *rows]
-    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    print("\nmilliseconds: median / largest; saves that a kill cut short are not counted")
-    for line in table:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def show_runs() -> None:

@@ -89,6 +89,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
         self._epoch = 0
         self._epoch_rng: dict[str, Any] = {}
         self._is_due = False
+        self._is_prepared = False
         self._batches = 0
 
     # --- What Keras calls -------------------------------------------------------------------------
@@ -109,6 +110,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
         self._position = DataPosition(self._iterator)
         self._run = KerasRun(self._options, self._how, capture=self._capture, sections=_SECTIONS)
         self._is_due = False
+        self._is_prepared = False
         self._batches = 0
         self._found = self._run.find()
         if self._found is None:
@@ -129,7 +131,11 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
         else:
             self._epoch_rng = get_rng()
         self._epoch = epoch
-        self._save_if_due()
+        if self._is_due:
+            self._save_if_due()
+        elif self._run is not None and not self._is_prepared:
+            self._run.prepare(self.model, self._extra())
+        self._is_prepared = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Save what is due, now that every callback has seen the batch before."""
@@ -184,8 +190,11 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
             self._save(self._run)
 
     def _save(self, run: KerasRun) -> None:
+        run.save(self.model, int(self.model.optimizer.iterations.numpy()), extra=self._extra())
+
+    def _extra(self) -> dict[str, Any]:
         assert self._position is not None
-        extra = {
+        return {
             "epoch": self._epoch,
             "batch": self._position.batches_done,
             "batches_per_epoch": self._position.batches_per_epoch,
@@ -194,7 +203,6 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
             "epoch_rng": self._epoch_rng,
             "callbacks": get_states(self._callbacks),
         }
-        run.save(self.model, int(self.model.optimizer.iterations.numpy()), extra=extra)
 
     def _restore(self) -> None:
         assert self._run is not None

@@ -126,6 +126,8 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             sections=("model",) if self.save_weights_only else ("model", "optimizer"),
         )
         self._run.saver.attach()
+        if self.model.built:
+            self._run.prepare(self.model, {"epoch": 0})
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Note the epoch, for names."""

@@ -1,4 +1,4 @@
-"""stillframe.keras.save_model() and load_model(): whole Keras models."""
+"""stillframe.keras.save_model(), load_model() and load_weights(): whole Keras models."""
 
 from __future__ import annotations
 
@@ -87,11 +87,7 @@ def load_model(
         return keras.saving.load_model(
             name, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
         )
-    if os.path.islink(name):
-        # What ModelCheckpoint named; it leads nowhere once retention removed the checkpoint.
-        name = os.path.realpath(name)
-        if not os.path.isdir(name):
-            raise NotFound(f"{os.fspath(path)} leads to {name}, which is not there any more")
+    name = _followed(name)
     with open_address(name) as saved:
         model = _make(saved, name, custom_objects, compile, safe_mode)
         sections = ["model"]
@@ -104,6 +100,41 @@ def load_model(
         return model
 
 
+def load_weights(
+    model: Any, path: str | os.PathLike[str], *, include_optimizer: bool = False
+) -> None:
+    """Give a built model the weights of a saved one or of a checkpoint; needs no daemon.
+
+    Every byte is checked before the first variable is assigned.
+
+    Args:
+        model: built, with the architecture of the one that was saved.
+        path: as for load_model(), but for stock files, which model.load_weights() takes.
+        include_optimizer: its optimizer's state too; the optimizer must be built.
+
+    Raises:
+        NotFound: there is no such model, run or checkpoint.
+        DataLoss: it is damaged.
+        InvalidArgument: it was not saved from Keras, or variables differ: all are listed by path,
+            nothing was assigned.
+    """
+    name = _followed(os.fspath(path))
+    with open_address(name) as saved:
+        _recipe_of(saved, name)
+        fill(model, saved, ("model", "optimizer") if include_optimizer else ("model",))
+
+
+def _followed(name: str) -> str:
+    """What a name that ModelCheckpoint made leads to."""
+    if not os.path.islink(name):
+        return name
+    found = os.path.realpath(name)
+    if not os.path.isdir(found):
+        # Retention removed the checkpoint.
+        raise NotFound(f"{name} leads to {found}, which is not there any more")
+    return found
+
+
 def _make(
     saved: SavedCheckpoint,
     name: str,
@@ -111,15 +142,19 @@ def _make(
     compile: bool,
     safe_mode: bool,
 ) -> Any:
-    recipe = saved.state.get("keras")
+    try:
+        config = _recipe_of(saved, name)["config"]["config"]
+    except (KeyError, TypeError) as error:
+        raise DataLoss(f"{name}: state.json has no configuration of the model") from error
+    return saving_lib._model_from_config(config, custom_objects, compile, safe_mode)
+
+
+def _recipe_of(saved: SavedCheckpoint, name: str) -> dict[str, Any]:
+    recipe: dict[str, Any] | None = saved.state.get("keras")
     if recipe is None:
         framework = saved.manifest.get("framework") or "another framework"
         raise InvalidArgument(
             f"{name} comes from {framework}, not from Keras; load it with stillframe.torch, or "
             "its model.safetensors with the safetensors library"
         )
-    try:
-        config = recipe["config"]["config"]
-    except (KeyError, TypeError) as error:
-        raise DataLoss(f"{name}: state.json has no configuration of the model") from error
-    return saving_lib._model_from_config(config, custom_objects, compile, safe_mode)
+    return recipe

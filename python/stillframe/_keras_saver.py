@@ -89,6 +89,21 @@ class KerasRun:
         self._state: KerasState | None = None
         self._known: list[int] = []
 
+    def prepare(self, model: Any, extra: Any = None) -> None:
+        """Let the daemon's memory be made ready while the first batches train.
+
+        Args:
+            model: as for save().
+            extra: of the form that saves will have.
+        """
+        try:
+            state = self._state_of(model)
+            _, arrays = self._encode(model, state, extra)
+        except InvalidArgument:
+            return  # The save says it.
+        with self.saver.attach().lock:
+            self.saver.register_early([*state.parts, *_extra_part(arrays)])
+
     def save(
         self,
         model: Any,

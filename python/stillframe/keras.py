@@ -7,7 +7,7 @@ model.fit(..., callbacks=[stillframe.keras.ModelCheckpoint("runs/digits/{epoch:0
 
 from stillframe._keras_backup import BackupAndRestore
 from stillframe._keras_checkpoint import ModelCheckpoint
-from stillframe._keras_models import load_model, save_model
+from stillframe._keras_models import load_model, load_weights, save_model
 from stillframe.errors import (
     Cancelled,
     DataLoss,
@@ -35,5 +35,6 @@ __all__ = [
     "Ticket",
     "Unavailable",
     "load_model",
+    "load_weights",
     "save_model",
 ]

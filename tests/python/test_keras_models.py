@@ -157,3 +157,16 @@ def test_a_model_that_is_not_built_is_refused_and_nothing_is_written(tmp_path: P
     with pytest.raises(InvalidArgument, match="is not built"):
         save_model(keras.Sequential([keras.layers.Dense(1)]), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_loaded_into_a_built_model(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    stillframe.keras.save_model(model, tmp_path / "m")
+    other = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    stillframe.keras.load_weights(other, tmp_path / "m")
+    assert all(map(np.array_equal, other.get_weights(), model.get_weights()))
+    larger = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(5)])
+    before = larger.get_weights()
+    with pytest.raises(stillframe.keras.InvalidArgument, match="2 differences"):
+        stillframe.keras.load_weights(larger, tmp_path / "m")
+    assert all(map(np.array_equal, larger.get_weights(), before))

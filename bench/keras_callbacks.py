@@ -1,0 +1,277 @@
+"""What Keras's fit() loses to its checkpoints: Stillframe's callbacks beside the stock ones.
+
+    python bench/keras_callbacks.py --directory DIR [--rounds N]
+
+One model of 200 MiB with Adam's moments. Each arm is a process of its own that runs the same fit();
+`none` saves nothing. Lost time per save is (seconds of the counted batches - those of `none` of the
+same round) / saves. Durable is the time from the save's beginning to the ticket's "durable"; for a
+stock callback to its return and an fsync of its file, which is not counted as lost. Then loading:
+a whole model in a fresh process after its imports, and weights into a built model, from files that
+the page cache has dropped. Prints JSON Lines; a ratio above 1 says how many times better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from rounds import machine
+
+WIDTH = 1448  # 8 layers of it: 64 MiB of weights, 192 MiB with both moments.
+LAYERS = 8
+BATCHES = 60
+EVERY = 12
+FIRST = 23  # Until here TensorFlow compiles, and the first save touches memory for the first time.
+SAVERS = ("ModelCheckpoint", "BackupAndRestore")
+ARMS = ("none", *(f"{kind} {name}" for name in SAVERS for kind in ("stillframe", "stock")))
+LOADS = ("stillframe load_model", "stock load_model", "stillframe weights", "stock weights")
+
+
+def report(name: str, **figures: object) -> None:
+    """Print one result line."""
+    print(json.dumps({"benchmark": name, **figures}), flush=True)
+
+
+def make_model() -> Any:
+    """The same in every process."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(WIDTH, use_bias=False) for _ in range(LAYERS)]
+    model = keras.Sequential([keras.layers.Input((WIDTH,)), *layers])
+    model.compile(keras.optimizers.Adam(1e-5), "mse")
+    return model
+
+
+def run_arm(arm: str, directory: Path) -> dict[str, Any]:
+    """One fit(); its figures."""
+    import keras
+    import numpy as np
+
+    import stillframe.keras
+
+    times: list[float] = []
+    durable: list[float] = []
+    kind, _, name = arm.partition(" ")
+    file = directory / ("latest.weights.h5" if name == "BackupAndRestore" else "m.keras")
+
+    class Before(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.begin = time.perf_counter()
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.ended = time.perf_counter()
+
+    class After(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            times.append(time.perf_counter() - before.begin)
+            if kind == "stock" and (batch + 1) % EVERY == 0:
+                descriptor = os.open(file, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+                durable.append(time.perf_counter() - before.ended)
+
+    before = Before()
+    savers: list[Any] = []
+    if kind == "stock" and name == "ModelCheckpoint":
+        savers = [keras.callbacks.ModelCheckpoint(file, save_freq=EVERY, monitor="loss")]
+    elif kind == "stock":
+        savers = [keras.callbacks.BackupAndRestore(directory, save_freq=EVERY)]
+    elif name == "ModelCheckpoint":
+        run = directory / "run"
+        savers = [
+            stillframe.keras.ModelCheckpoint(run / "m.keras", save_freq=EVERY, monitor="loss")
+        ]
+    elif name:
+        savers = [stillframe.keras.BackupAndRestore(directory / "run", save_freq=EVERY)]
+    model = make_model()
+    data = np.ones((BATCHES * 8, WIDTH), "float32")
+    model.fit(data, data, batch_size=8, verbose=0, callbacks=[before, *savers, After()])
+    if kind == "stillframe":
+        durable = durable_seconds(directory / "run")
+    # A callback that saves before the next batch does so within the batch after.
+    return {"seconds": sum(times[FIRST:]), "durable": durable, "bytes": bytes_of(model)}
+
+
+def durable_seconds(run: Path) -> list[float]:
+    """From the daemon's log: one line a save."""
+    log = next(Path(os.environ["XDG_RUNTIME_DIR"]).rglob("*.log"))
+    found = []
+    for line in log.read_text().splitlines():
+        if f"run={run.resolve()} " in line and " durable=" in line:
+            found.append(float(line.split(" durable=")[1].split("ms")[0]) / 1e3)
+    return found
+
+
+def bytes_of(model: Any) -> int:
+    """Of weights and moments."""
+    return int(sum(4 * one.shape.num_elements() for one in variables_of(model)))
+
+
+def variables_of(model: Any) -> list[Any]:
+    """TensorFlow's own."""
+    return [one.value for one in (*model.variables, *model.optimizer.variables)]
+
+
+def run_load(load: str, directory: Path) -> dict[str, Any]:
+    """One load in this process, after all imports."""
+    import keras
+    import tensorflow as tf
+
+    import stillframe.keras
+
+    tf.constant(1.0)
+    kind, _, what = load.partition(" ")
+    model = make_model() if what == "weights" else None
+    if model is not None:
+        model.build()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+    begin = time.perf_counter()
+    if load == "stillframe load_model":
+        model = stillframe.keras.load_model(directory / "ours")
+    elif load == "stock load_model":
+        model = keras.saving.load_model(directory / "stock.keras")
+    elif kind == "stillframe":
+        stillframe.keras.load_weights(model, directory / "ours")
+    else:
+        model.load_weights(directory / "stock.weights.h5")
+    total = sum(float(tf.reduce_sum(one.value)) for one in model.variables)
+    return {"seconds": time.perf_counter() - begin, "sum": total}
+
+
+def prepare(directory: Path) -> None:
+    """The files that run_load() reads."""
+    import numpy as np
+
+    import stillframe.keras
+
+    model = make_model()
+    model.fit(np.ones((8, WIDTH)), np.ones((8, WIDTH)), verbose=0)
+    stillframe.keras.save_model(model, directory / "ours")
+    model.save(directory / "stock.keras")
+    model.save_weights(directory / "stock.weights.h5")
+    os.sync()
+
+
+def start(what: str, name: str, directory: Path) -> dict[str, Any]:
+    """Run a part of this in a process of its own."""
+    directory.mkdir(exist_ok=True)
+    home = directory / "runtime"
+    home.mkdir(mode=0o700, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--directory", str(directory), what, name],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(home)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(rounds: list[dict[str, dict[str, Any]]]) -> None:
+    """Lost and durable time of each saver, ours beside the stock one."""
+    saves = BATCHES // EVERY - FIRST // EVERY
+    for name in SAVERS:
+        lost = {
+            kind: [
+                1e3 * (one[f"{kind} {name}"]["seconds"] - one["none"]["seconds"]) / saves
+                for one in rounds
+            ]
+            for kind in ("stillframe", "stock")
+        }
+        durable = {
+            kind: [1e3 * s for one in rounds for s in one[f"{kind} {name}"]["durable"]]
+            for kind in ("stillframe", "stock")
+        }
+        ours, theirs = (statistics.median(lost[kind]) for kind in ("stillframe", "stock"))
+        report(
+            f"keras_{name}",
+            mib=round(rounds[0]["none"]["bytes"] / 2**20),
+            lost_ms_per_save=round(ours, 1),
+            lost_ms_range=[round(min(lost["stillframe"]), 1), round(max(lost["stillframe"]), 1)],
+            stock_lost_ms_per_save=round(theirs, 1),
+            times_less=round(theirs / max(ours, 0.1), 1),
+            target=10,
+            durable_ms=round(statistics.median(durable["stillframe"]), 1),
+            stock_durable_ms=round(statistics.median(durable["stock"]), 1),
+        )
+
+
+def compare_loads(rounds: list[dict[str, dict[str, Any]]]) -> None:
+    """Seconds of each load, ours beside the stock one."""
+    for what, target in (("load_model", 1.3), ("weights", 2.0)):
+        ratios = [
+            one[f"stock {what}"]["seconds"] / one[f"stillframe {what}"]["seconds"] for one in rounds
+        ]
+        report(
+            f"keras_{what}",
+            seconds=round(statistics.median(o[f"stillframe {what}"]["seconds"] for o in rounds), 3),
+            stock_seconds=round(
+                statistics.median(o[f"stock {what}"]["seconds"] for o in rounds), 3
+            ),
+            times_faster=round(statistics.median(ratios), 2),
+            range=[round(min(ratios), 2), round(max(ratios), 2)],
+            target=target,
+        )
+
+
+def main() -> None:
+    """Run the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--directory", type=Path, required=True, help="on the disk to measure")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("part", nargs="*", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        what, name = arguments.part
+        if what == "arm":
+            print(json.dumps(run_arm(name, arguments.directory)))
+        elif what == "load":
+            print(json.dumps(run_load(name, arguments.directory)))
+        else:
+            prepare(arguments.directory)
+            print("{}")
+        return
+    report("machine", **machine(), rounds=arguments.rounds, every=EVERY, batches=BATCHES)
+    scratch = arguments.directory / "keras-callbacks"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        rounds = []
+        for turn in range(arguments.rounds):
+            order = (*ARMS[turn:], *ARMS[:turn])
+            one = {arm: start("arm", arm, scratch / f"{turn}-{ARMS.index(arm)}") for arm in order}
+            report("keras_round", **one)
+            rounds.append(one)
+            shutil.rmtree(scratch)
+            scratch.mkdir()
+        compare(rounds)
+        start("prepare", "files", scratch / "files")
+        loads = []
+        for turn in range(arguments.rounds):
+            order = (*LOADS[turn:], *LOADS[:turn])
+            loads.append({load: start("load", load, scratch / "files") for load in order})
+            if len({one["sum"] for one in loads[-1].values()}) != 1:
+                sys.exit(f"the loads differ: {loads[-1]}")
+        compare_loads(loads)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
