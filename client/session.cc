@@ -397,7 +397,10 @@ Result<wire::BeginSaveReplyT> Session::take_slot(const SaveRequest& request, std
   if (!current) return gone_error();
   wire::BeginSaveT message;
   message.step = request.step;
+  constexpr std::size_t kMetricBytesMax = 64;  // Besides its name.
+  std::size_t metric_bytes = 0;
   for (const auto& [name, value] : request.metrics) {
+    metric_bytes += name.size() + kMetricBytesMax;
     auto metric = std::make_unique<wire::MetricT>();
     metric->name = name;
     metric->value = value;
@@ -408,7 +411,7 @@ Result<wire::BeginSaveReplyT> Session::take_slot(const SaveRequest& request, std
   message.busy_timeout_ms = static_cast<std::uint32_t>(wait_ms);
   UniqueFd state;
   std::vector<int> fds;
-  if (request.state_json.size() <= shm::kInlineStateBytesMax) {
+  if (request.state_json.size() + metric_bytes <= shm::kInlineStateBytesMax) {
     message.state.assign(request.state_json.begin(), request.state_json.end());
   } else {
     auto sealed = shm::make_sealed_memfd("stillframe-state", request.state_json);
