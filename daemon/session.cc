@@ -197,15 +197,19 @@ void Session::queue(wire::MessageT message, std::vector<UniqueFd> fds) {
   outgoing_changed_.notify();
 }
 
+void Session::answer_to(std::uint64_t id, Result<wire::MessageT> answer) {
+  if (answer) {
+    answer->request = id;
+    queue(*std::move(answer));
+  } else {
+    queue(shm::make_message(id, shm::to_wire(answer.error())));
+  }
+}
+
 asio::awaitable<void> Session::handle(shm::Packet packet) {
   const std::uint64_t id = packet.message.request;
   const auto reply = [this, id](Result<wire::MessageT> answer) {
-    if (answer) {
-      answer->request = id;
-      queue(*std::move(answer));
-    } else {
-      queue(shm::make_message(id, shm::to_wire(answer.error())));
-    }
+    answer_to(id, std::move(answer));
   };
   const wire::BodyUnion& body = packet.message.body;
   if (role_.empty() && body.type != wire::Body::Hello) {
@@ -284,16 +288,13 @@ asio::awaitable<void> Session::handle(shm::Packet packet) {
       reply(shm::make_message(id, wire::DoneT()));
       co_return;
     case wire::Body::Retire: {
-      auto answer =
-          co_await change_run(body.AsRetire()->run_path, std::nullopt, body.AsRetire()->sequence);
-      reply(std::move(answer));
+      const wire::RetireT& request = *body.AsRetire();
+      start_change(id, request.run_path, std::nullopt, request.sequence);
       co_return;
     }
     case wire::Body::SetTag: {
-      std::optional<std::string> tag = body.AsSetTag()->tag;
-      auto answer =
-          co_await change_run(body.AsSetTag()->run_path, std::move(tag), body.AsSetTag()->sequence);
-      reply(std::move(answer));
+      const wire::SetTagT& request = *body.AsSetTag();
+      start_change(id, request.run_path, request.tag, request.sequence);
       co_return;
     }
     case wire::Body::Status: {
@@ -576,6 +577,26 @@ Result<wire::MessageT> Session::lend_slot(const wire::LendSlotT& request) {
     }
   }
   return shm::make_message(0, std::move(answer));
+}
+
+void Session::start_change(std::uint64_t id, std::string run_path, std::optional<std::string> tag,
+                           std::uint64_t sequence) {
+  if (change_count_ >= kChangeCountMax) {
+    answer_to(id, Error(Code::kUnavailable, concat(change_count_,
+                                                   " changes of this connection wait for the run's "
+                                                   "files; send the next when one is answered")));
+    return;
+  }
+  ++change_count_;
+  tasks_.spawn(change_run_and_answer(id, std::move(run_path), std::move(tag), sequence));
+}
+
+asio::awaitable<void> Session::change_run_and_answer(std::uint64_t id, std::string run_path,
+                                                     std::optional<std::string> tag,
+                                                     std::uint64_t sequence) {
+  auto answer = co_await change_run(std::move(run_path), std::move(tag), sequence);
+  --change_count_;
+  answer_to(id, std::move(answer));
 }
 
 Task<wire::MessageT> Session::change_run(std::string run_path, std::optional<std::string> tag,

@@ -31,8 +31,8 @@ class SessionHost {
 };
 
 // One connection: a trainer's, or a tool's. Three coroutines: messages in, messages out, and the
-// peer's death; a trainer has a fourth, its ring. They end together, and run() returns when all
-// have.
+// peer's death; a trainer has a fourth, its ring, and each change of a run that it asks for is one
+// more. They end together, and run() returns when all have.
 //
 // The peer is trusted with nothing: every number it sends is checked against the daemon's own copy
 // of its layout, and the first malformed frame or record ends the connection.
@@ -52,6 +52,9 @@ class Session : public std::enable_shared_from_this<Session> {
  private:
   // Messages that the peer has not read yet. It reads when it asks, and each save makes two.
   static constexpr std::size_t kOutgoingCountMax = 1024;
+
+  // Times the server's connections, this leaves room for saves among the jobs of an I/O thread.
+  static constexpr std::size_t kChangeCountMax = 3;
 
   struct Outgoing {
     shm::wire::MessageT message;
@@ -74,6 +77,13 @@ class Session : public std::enable_shared_from_this<Session> {
   Status end_capture(const shm::wire::EndCaptureT& request);
   Task<shm::wire::MessageT> settle(const shm::wire::SettleT& request);
   Result<shm::wire::MessageT> lend_slot(const shm::wire::LendSlotT& request);
+  // Beside the reading: the run's I/O thread may be in a save that ends only when this connection's
+  // capture does.
+  void start_change(std::uint64_t id, std::string run_path, std::optional<std::string> tag,
+                    std::uint64_t sequence);
+  asio::awaitable<void> change_run_and_answer(std::uint64_t id, std::string run_path,
+                                              std::optional<std::string> tag,
+                                              std::uint64_t sequence);
   Task<shm::wire::MessageT> change_run(std::string run_path, std::optional<std::string> tag,
                                        std::uint64_t sequence);
   Result<std::string> state_of(const shm::wire::BeginSaveT& request, std::vector<UniqueFd> fds);
@@ -83,6 +93,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void tell_ended(const ActiveSave& save, const std::optional<Error>& failure,
                   std::int64_t ended_ns);
 
+  void answer_to(std::uint64_t id, Result<shm::wire::MessageT> answer);
   void queue(shm::wire::MessageT message, std::vector<UniqueFd> fds = {});
   void leave_run(bool clean, const std::string& reason);
 
@@ -98,6 +109,7 @@ class Session : public std::enable_shared_from_this<Session> {
   bool is_ending_ = false;
   bool is_peer_dead_ = false;
   bool is_handling_ = false;
+  std::size_t change_count_ = 0;
 
   std::string role_;
   std::string run_path_;

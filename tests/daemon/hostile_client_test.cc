@@ -35,14 +35,17 @@ class Peer {
     if (channel) channel_ = *std::move(channel);
   }
 
+  // The request's number.
   template <class Body>
-  void send(Body body, std::vector<int> fds = {}) {
+  std::uint64_t send(Body body, std::vector<int> fds = {}) {
     auto sent = channel_.send(shm::make_message(++request_, std::move(body)), fds);
     EXPECT_TRUE(sent && *sent);
+    return request_;
   }
 
-  // The answer to the last request; unasked messages are passed over. nullopt: we were dropped.
-  std::optional<shm::Packet> answer() {
+  // The answer to `request`; other messages are passed over. nullopt: we were dropped, or it did
+  // not come in time.
+  std::optional<shm::Packet> answer(std::uint64_t request) {
     for (;;) {
       auto received = channel_.receive();
       if (!received) return std::nullopt;
@@ -51,7 +54,7 @@ class Peer {
         if (!waited || !*waited) return std::nullopt;
         continue;
       }
-      if ((*received)->message.request == request_) return std::move(**received);
+      if ((*received)->message.request == request) return std::move(**received);
       if ((*received)->message.body.type == wire::Body::SlotOffer) {
         offer_ = *(*received)->message.body.AsSlotOffer();
       }
@@ -64,8 +67,7 @@ class Peer {
 
   template <class Body>
   std::optional<shm::Packet> ask(Body body, std::vector<int> fds = {}) {
-    send(std::move(body), std::move(fds));
-    return answer();
+    return answer(send(std::move(body), std::move(fds)));
   }
 
   bool is_dropped() {
@@ -140,6 +142,7 @@ class Peer {
     begin.step = 1;
     begin.state_bytes = 2;
     begin.busy_timeout_ms = kAnswerTimeoutMs;
+    has_ended_ = false;
     auto answered = ask(std::move(begin), {state->get()});
     if (!answered || answered->message.body.type != wire::Body::BeginSaveReply) return false;
     ticket_ = answered->message.body.AsBeginSaveReply()->ticket;
@@ -455,6 +458,38 @@ TEST_F(HostileClient, that_asks_although_a_slot_is_on_offer_ends_the_offer) {
   EXPECT_EQ(ended->sequence, sequence) << "an offer that nobody takes uses no sequence up";
   peer->take_offer(offered);
   EXPECT_TRUE(peer->is_dropped());
+}
+
+TEST_F(HostileClient, that_changes_its_run_while_it_captures_is_served) {
+  auto peer = capturing();
+  peer->publish(0);
+  peer->end_capture();
+  auto first = peer->ended();
+  ASSERT_TRUE(first && first->failure == nullptr);
+
+  // The I/O thread is in this save until its capture ends, and cannot make the changes before.
+  ASSERT_TRUE(peer->begin_save());
+  wire::SetTagT change;
+  change.run_path = scratch_.path("bad");
+  change.tag = "kept";
+  change.sequence = first->sequence;
+  std::vector<std::uint64_t> changes;
+  for (int i = 0; i < 4; ++i) changes.push_back(peer->send(change));
+  auto refused = peer->answer(changes[3]);
+  ASSERT_TRUE(refused) << "the fourth waits, and the capture's end behind it";
+  ASSERT_EQ(refused->message.body.type, wire::Body::Failure) << "more than three at a time";
+  EXPECT_EQ(shm::from_wire(*refused->message.body.AsFailure()).code(), Code::kUnavailable);
+
+  peer->publish(0);
+  peer->end_capture();
+  for (std::size_t i = 0; i < 3; ++i) {
+    auto answered = peer->answer(changes[i]);
+    ASSERT_TRUE(answered) << "the capture's end waits behind change " << i;
+    EXPECT_EQ(answered->message.body.type, wire::Body::Done) << i;
+  }
+  auto second = peer->ended();
+  ASSERT_TRUE(second);
+  EXPECT_EQ(second->failure, nullptr);
 }
 
 TEST_F(HostileClient, that_opens_many_connections_leaves_room_for_the_good_one) {
