@@ -15,8 +15,8 @@ namespace {
 
 constexpr int kChangeTimeoutMs = 30'000;
 
-// A directory that is itself a checkpoint keeps its name, whatever that would mean inside of a run;
-// a link never does.
+// A directory that is itself a run or a checkpoint keeps its name, whatever that would mean inside
+// of a run; a link never does.
 bool stands_alone(const std::filesystem::path& path) {
   std::error_code failed;
   const auto kind = std::filesystem::symlink_status(path, failed).type();
@@ -24,7 +24,8 @@ bool stands_alone(const std::filesystem::path& path) {
   const bool could_be_selector =
       name == "latest" || name == "best" || name.find('@') != std::string::npos;
   return could_be_selector && kind == std::filesystem::file_type::directory &&
-         std::filesystem::exists(path / format::kManifestName, failed);
+         (std::filesystem::exists(path / format::kManifestName, failed) ||
+          std::filesystem::exists(path / format::kPrivateDirectory, failed));
 }
 
 }  // namespace

@@ -171,6 +171,19 @@ TEST_F(Cli, every_selector_names_its_checkpoint) {
   EXPECT_EQ(shown(run_ + "/best"), 1);
 }
 
+TEST_F(Cli, a_run_may_be_called_as_a_selector_is) {
+  commit(1, 100);
+  for (const char* name : {"best", "latest", "user@host"}) {
+    const std::string other = root_ + "/" + name;
+    fs::rename(run_, other);
+    EXPECT_EQ(stillframe({"ls", other}).exit_code, 0) << other;
+    EXPECT_EQ(stillframe({"show", other}).exit_code, 0) << other;
+    EXPECT_EQ(stillframe({"show", other + "@latest"}).exit_code, 0) << other;
+    EXPECT_EQ(stillframe({"tag", other + "@1", "good"}).exit_code, 0) << other;
+    fs::rename(other, run_);
+  }
+}
+
 TEST_F(Cli, best_ranks_by_a_metric_and_names_what_there_is) {
   commit(1, 100, {{"loss", 0.25}, {"score", 3}});
   commit(2, 200, {{"loss", 0.5}, {"score", 9}});
