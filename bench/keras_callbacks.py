@@ -205,7 +205,8 @@ def compare(rounds: list[dict[str, dict[str, Any]]]) -> None:
             lost_ms_per_save=round(ours, 1),
             lost_ms_range=[round(min(lost["stillframe"]), 1), round(max(lost["stillframe"]), 1)],
             stock_lost_ms_per_save=round(theirs, 1),
-            times_less=round(theirs / max(ours, 0.1), 1),
+            # A loss below the noise is no number to divide by.
+            times_less=round(theirs / ours, 1) if ours > 0 else None,
             target=10,
             durable_ms=round(statistics.median(durable["stillframe"]), 1),
             stock_durable_ms=round(statistics.median(durable["stock"]), 1),
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("part", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.directory = arguments.directory.resolve()
     if arguments.part:
         what, name = arguments.part
         if what == "arm":
