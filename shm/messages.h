@@ -15,8 +15,8 @@ namespace stillframe::shm {
 
 inline constexpr std::uint32_t kProtocolVersion = 1;
 inline constexpr std::size_t kMessageBytesMax = std::size_t{64} << 10;
-// A state.json that together with the metrics is no larger travels in BeginSave itself: a memfd costs
-// both sides a handful of calls.
+// A state.json that together with the metrics is no larger travels in BeginSave itself: a memfd
+// costs both sides a handful of calls.
 inline constexpr std::size_t kInlineStateBytesMax = std::size_t{32} << 10;
 inline constexpr std::size_t kLayoutBytesMax = std::size_t{1} << 30;
 inline constexpr std::size_t kErrorMessageBytesMax = 2048;
