@@ -319,25 +319,27 @@ Result<std::uint64_t> Session::begin_save(const SaveRequest& request,
   STEP("client begin save");
   auto connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
   if (!connected) return std::move(connected).error();
+  const std::uint64_t wait_ms = slot_wait_ms(request, !has_ready_slot());
+  const Deadline deadline = Deadline::after_ms(wait_ms + kReplyTimeoutMs);
+  auto ticket = begin_attempt(request, tensors, begin_ns);
+  if (ticket || connection()->is_open() || deadline.has_passed()) return ticket;
+  // The daemon had died, which only the attempt to talk to it told.
+  connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
+  if (!connected) return std::move(connected).error();
+  return begin_attempt(request, tensors, begin_ns);
+}
+
+Result<std::uint64_t> Session::begin_attempt(const SaveRequest& request,
+                                             std::span<const sf_source> tensors,
+                                             std::int64_t begin_ns) {
   // Before the daemon gives a slot away for it.
   auto filled = sources_->fill(tensors);
   if (!filled) return std::move(filled).error();
 
-  bool is_first = !has_ready_slot();
+  const bool is_first = !has_ready_slot();
   const std::int64_t asked_ns = clock_.monotonic_ns();
   const std::uint64_t wait_ms = slot_wait_ms(request, is_first);
-  const Deadline deadline = Deadline::after_ms(wait_ms + kReplyTimeoutMs);
-  auto reply = take_slot(request, wait_ms, deadline);
-  if (!reply && !connection()->is_open() && !deadline.has_passed()) {
-    // The daemon had died, which only the attempt to talk to it told.
-    connected = ensure_connected(Deadline::after_ms(kConnectTimeoutMs));
-    if (!connected) return std::move(connected).error();
-    filled = sources_->fill(tensors);
-    if (!filled) return std::move(filled).error();
-    is_first = true;
-    const std::uint64_t again_ms = slot_wait_ms(request, is_first);
-    reply = take_slot(request, again_ms, Deadline::after_ms(again_ms + kReplyTimeoutMs));
-  }
+  auto reply = take_slot(request, wait_ms, Deadline::after_ms(wait_ms + kReplyTimeoutMs));
   if (!reply) return std::move(reply).error();
   capturing_ = Capturing{
       .ticket = 0, .daemon_ticket = reply->ticket, .slot = reply->slot, .check = request.check};

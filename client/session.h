@@ -118,6 +118,9 @@ class Session {
   Status map_arena(UniqueFd memory, const shm::wire::LayoutReplyT& reply);
   Status ensure_connected(Deadline deadline);
 
+  // May be repeated where it found the connection gone: nothing is held then.
+  Result<std::uint64_t> begin_attempt(const SaveRequest& request,
+                                      std::span<const sf_source> tensors, std::int64_t begin_ns);
   Result<shm::wire::BeginSaveReplyT> take_slot(const SaveRequest& request, std::uint64_t wait_ms,
                                                Deadline deadline);
   std::optional<Offer> take_offer();
