@@ -167,7 +167,9 @@ int SimulatedBackend::take_piece(Operation& operation) {
     case IoRequest::Kind::kSync: entry.kind = OperationKind::kSync; break;
   }
   const int number = run(std::move(entry), [&](SimulatedDrive::Power power) {
-    if (!is_sync) {
+    if (power == SimulatedDrive::Power::kLying) {
+      result = static_cast<int>(operation.call_bytes());
+    } else if (!is_sync) {
       result = move_piece(operation, inode);
     } else if (power == SimulatedDrive::Power::kOn) {
       drive_->image_.sync(inode);
@@ -269,8 +271,9 @@ Status SimulatedBackend::write_all(FileId file, std::string_view bytes) {
                          .path = open->facts.path,
                          .inode = open->inode,
                          .bytes = bytes.size()};
-  const int number = run(entry, [&](SimulatedDrive::Power) {
+  const int number = run(entry, [&](SimulatedDrive::Power power) {
     if (!uring::is_writable(open->facts.mode)) return EBADF;
+    if (power == SimulatedDrive::Power::kLying) return 0;
     if (image.used_bytes() + round_up(bytes.size(), kBlockBytes) >
         drive_->options_.capacity_bytes) {
       return ENOSPC;

@@ -25,6 +25,7 @@ class SimulatedBackend final : public uring::IoBackend {
   ~SimulatedBackend() override;
 
   std::string_view name() const noexcept override { return "simulated"; }
+  std::size_t open_file_count() const noexcept { return files_.size(); }
 
   Status submit(uring::IoRequest& request) override;
   std::size_t in_flight() const noexcept override;

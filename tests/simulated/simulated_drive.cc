@@ -52,7 +52,10 @@ int SimulatedDrive::run(TraceEntry entry, const Effect& effect) {
     ++operation_count_;
   }
   entry.error = matching_fault(entry);
-  if (entry.error == 0) {
+  if (entry.error != 0) ++fault_count_;
+  if (entry.error == kLostWrite) {
+    entry.error = effect(Power::kLying);
+  } else if (entry.error == 0) {
     entry.error = effect(Power::kOn);
   } else if (entry.kind == OperationKind::kSync) {
     image_.fail_sync(entry.inode, rng_);
@@ -123,6 +126,11 @@ void SimulatedDrive::fail(Fault fault) {
 void SimulatedDrive::clear_faults() {
   const std::lock_guard lock(mutex_);
   faults_.clear();
+}
+
+std::uint64_t SimulatedDrive::fault_count() const {
+  const std::lock_guard lock(mutex_);
+  return fault_count_;
 }
 
 void SimulatedDrive::flip_bit(std::string_view path, std::uint64_t bit_index) {

@@ -55,8 +55,11 @@ struct DriveOptions {
   bool short_transfers = true;
 };
 
-// Makes operations fail with `error`, an errno: the `nth` one that matches, counted from fail();
-// and all later ones too if `for_ever`.
+// An `error` that is none: a write is answered as done and never reaches the drive.
+constexpr int kLostWrite = -1;
+
+// Makes operations fail with `error`, an errno or kLostWrite: the `nth` one that matches, counted
+// from fail(); and all later ones too if `for_ever`.
 struct Fault {
   std::optional<OperationKind> kind = {};  // Unset: every mutating operation matches.
   std::uint64_t nth = 1;
@@ -101,6 +104,8 @@ class SimulatedDrive {
 
   void fail(Fault fault);
   void clear_faults();
+  // How many operations the faults of fail() have met.
+  std::uint64_t fault_count() const;
   // Of the file at `path`, in both images. check()s that it is there.
   void flip_bit(std::string_view path, std::uint64_t bit_index);
   // As if another process had the file open or mapped. Ends with a power cycle.
@@ -122,7 +127,8 @@ class SimulatedDrive {
   //
   // Does `effect` unless a fault or the missing power prevents it, counts and traces. Returns 0, an
   // errno, or kPowerOff.
-  enum class Power : std::uint8_t { kOn, kFailing };
+  // Lying: nothing reaches the drive, and the answer is as if it had.
+  enum class Power : std::uint8_t { kOn, kFailing, kLying };
   using Effect = std::function<int(Power power)>;
   int run(TraceEntry entry, const Effect& effect);
   int matching_fault(const TraceEntry& entry);
@@ -142,6 +148,7 @@ class SimulatedDrive {
     std::uint64_t match_count = 0;
   };
   std::vector<ArmedFault> faults_;
+  std::uint64_t fault_count_ = 0;
   std::vector<TraceEntry> trace_;
 };
 
