@@ -111,15 +111,16 @@ TEST(FullDisk, fails_the_save_early_gives_its_space_back_and_keeps_the_previous_
   ASSERT_TRUE(run_id);
   ASSERT_TRUE(workload.save(io, *run_id, 1));
   const std::uint64_t used_bytes = io.space("/")->total_bytes - io.space("/")->free_bytes;
-  for (std::uint64_t free_bytes :
-       {std::uint64_t{0}, std::uint64_t{1} << 19, std::uint64_t{17} << 20}) {
-    drive->set_capacity(used_bytes + free_bytes);
+  const std::uint64_t needed_bytes = workload.plan().bytes + (std::uint64_t{16} << 20);
+  for (std::uint64_t percent = 0; percent < 100; ++percent) {
+    drive->set_capacity(used_bytes + needed_bytes * percent / 100);
     const std::uint64_t free_before = io.space("/")->free_bytes;
     auto failed = workload.save(io, *run_id, 2);
-    ASSERT_FALSE(failed) << free_bytes;
+    ASSERT_FALSE(failed) << percent << " % of the room";
     EXPECT_EQ(failed.error().code(), Code::kResourceExhausted) << failed.error().message();
     EXPECT_EQ(io.space("/")->free_bytes, free_before) << "space was not given back";
-    workload.judge(io, 1, "full disk");
+    EXPECT_EQ(io.open_file_count(), 0U);
+    workload.judge(io, 1, concat("full disk, ", percent, " % of the room"));
   }
   drive->set_capacity(used_bytes + (std::uint64_t{64} << 20));
   EXPECT_TRUE(workload.save(io, *run_id, 3));
