@@ -32,6 +32,7 @@ namespace {
 constexpr std::uint32_t kSlotCountMax = 8;
 constexpr std::chrono::milliseconds kBusyTimeoutMax = std::chrono::minutes(10);
 constexpr std::size_t kRunPathBytesMax = 3000;
+constexpr std::chrono::seconds kHelloTimeout{5};
 
 // Tells the peer's end even when forked children still hold its socket open (SHM-15). Empty where
 // the kernel has neither way; then the socket's end is all we see.
@@ -88,7 +89,8 @@ Session::Session(Environment& environment, SessionHost& host, shm::Channel chann
       peer_(peer),
       socket_(environment.context, channel_.fd()),
       tasks_(environment.context),
-      outgoing_changed_(environment.context) {
+      outgoing_changed_(environment.context),
+      greeted_(environment.context) {
   if (UniqueFd pidfd = open_pidfd(channel_.fd(), peer.pid); pidfd) {
     pidfd_.emplace(environment.context, pidfd.release());
   }
@@ -98,6 +100,7 @@ asio::awaitable<void> Session::run() {
   // This frame holds the last reference until every task is joined.
   const auto self = shared_from_this();
   tasks_.spawn(write_messages());
+  tasks_.spawn(expect_hello());
   if (pidfd_) tasks_.spawn(watch_peer());
   co_await read_messages();
   stop("the trainer went away");
@@ -114,6 +117,7 @@ void Session::stop(const std::string& reason) {
   if (pidfd_) pidfd_->cancel(ignored);
   if (ring_event_) ring_event_->cancel(ignored);
   outgoing_changed_.notify();
+  greeted_.notify();
 }
 
 void Session::leave_run(bool clean, const std::string& reason) {
@@ -125,6 +129,17 @@ void Session::leave_run(bool clean, const std::string& reason) {
   }
   run_->leave(clean);
   run_.reset();
+}
+
+// Half-open connections must not fill the places of those that have something to say.
+asio::awaitable<void> Session::expect_hello() {
+  const auto deadline = std::chrono::steady_clock::now() + kHelloTimeout;
+  while (role_.empty() && !is_ending_ && std::chrono::steady_clock::now() < deadline) {
+    co_await greeted_.wait(deadline);
+  }
+  if (!role_.empty() || is_ending_) co_return;
+  environment_.log.warn("client pid={} dropped: it said no Hello", peer_.pid);
+  stop("the client said no Hello");
 }
 
 asio::awaitable<void> Session::watch_peer() {
@@ -226,6 +241,7 @@ asio::awaitable<void> Session::handle(shm::Packet packet) {
         co_return;
       }
       role_ = hello.role.empty() ? "client" : hello.role.substr(0, 32);
+      greeted_.notify();
       wire::HelloReplyT answer;
       answer.protocol_version = shm::kProtocolVersion;
       answer.version = STILLFRAME_VERSION;

@@ -63,6 +63,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
   asio::awaitable<void> read_messages();
   asio::awaitable<void> write_messages();
+  asio::awaitable<void> expect_hello();
   asio::awaitable<void> watch_peer();
   asio::awaitable<void> watch_ring(std::shared_ptr<asio::posix::stream_descriptor> event);
 
@@ -105,6 +106,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::optional<asio::posix::stream_descriptor> pidfd_;
   TaskScope tasks_;
   Signal outgoing_changed_;
+  Signal greeted_;
   std::deque<Outgoing> outgoing_;
   bool is_ending_ = false;
   bool is_peer_dead_ = false;

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
+#include <string>
 
 #include "client/libstillframe.h"
 #include "tests/client/test_session.h"
@@ -68,6 +70,41 @@ TEST_F(Restore, falls_back_to_the_drive_where_the_layout_is_another_one) {
   stats.struct_bytes = sizeof stats;
   ASSERT_EQ(restore(tensors, session_, &stats), SF_OK) << error_.message;
   EXPECT_EQ(stats.from_memory, 0);
+}
+
+// This process has the slots mapped too, so it can damage what lies in them.
+std::uint64_t overwrite_arena(std::uint8_t old_value, std::uint8_t new_value) {
+  std::ifstream maps("/proc/self/maps");
+  std::uint64_t count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("stillframe-arena") == line.npos) continue;
+    const std::uint64_t begin = std::stoull(line, nullptr, 16);
+    const std::uint64_t end = std::stoull(line.substr(line.find('-') + 1), nullptr, 16);
+    // Every tensor's last byte, and with it bytes of more than one extent.
+    for (auto* byte = reinterpret_cast<std::uint8_t*>(end - 1);
+         byte >= reinterpret_cast<std::uint8_t*>(begin); --byte) {
+      if (*byte != old_value) continue;
+      *byte = new_value;
+      if (++count == 10) return count;
+    }
+  }
+  return count;
+}
+
+TEST_F(Restore, falls_back_to_the_drive_where_the_memory_is_not_what_the_checkpoint_says) {
+  start_daemon();
+  ByteTensors tensors({5 * kMiB, 3 * kMiB});
+  attach(tensors);
+  save(tensors);
+  ASSERT_FALSE(HasFatalFailure());
+  const auto saved = tensors.all();
+  ASSERT_GT(overwrite_arena(saved[1].back(), 0xEE), 0U) << "no slot holds the tensors";
+  for (auto& byte : tensors.bytes(1)) byte = 0;
+  sf_read_stats stats{};
+  stats.struct_bytes = sizeof stats;
+  ASSERT_EQ(restore(tensors, session_, &stats), SF_OK) << error_.message;
+  EXPECT_EQ(stats.from_memory, 0);
+  EXPECT_EQ(tensors.all(), saved);
 }
 
 TEST_F(Restore, reads_only_the_extents_that_the_targets_need) {

@@ -163,6 +163,17 @@ TEST_F(Save, refuses_what_does_not_fit_the_layout_and_says_why) {
   EXPECT_EQ(wait_durable(), SF_OK) << error_.message;
 }
 
+TEST_F(Save, an_arena_above_the_configured_cap_is_refused_with_the_amounts) {
+  start_daemon();
+  sf_attach_options options = attach_options();
+  options.arena_bytes_max = kMiB;
+  ASSERT_EQ(sf_attach(&options, &session_, &error_), SF_OK) << error_.message;
+  ByteTensors large({5 * kMiB});
+  const sf_part part = large.part();
+  EXPECT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_RESOURCE_EXHAUSTED);
+  EXPECT_NE(std::string(error_.message).find("(configured)"), std::string::npos) << error_.message;
+}
+
 TEST_F(Save, strided_sources_and_targets_hold_the_same_elements) {
   start_daemon();
   // A 512 x 300 matrix of F32 that is saved transposed, eagerly and lazily, and read back both

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <thread>
 
@@ -268,6 +269,38 @@ TEST(Ring, brings_the_bytes_that_its_records_tell_of_from_process_to_process) {
   int status = -1;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
+}
+
+// SHM-1: what was judged and what is handed on are one read.
+TEST(Ring, hands_on_the_record_that_it_judged_while_the_client_flips_it) {
+  constexpr std::uint64_t kRecordCount = 300'000;
+  RingConsumer ring = Made(1);  // Every record in the same place.
+  RawRing raw(ring);
+  std::atomic<bool> stop = false;
+  std::thread client([&raw, &stop] {
+    std::atomic_ref reserved(
+        *reinterpret_cast<std::uint64_t*>(raw.at(128 + offsetof(ExtentRecord, reserved))));
+    while (!stop) {
+      reserved.store(1, std::memory_order_relaxed);
+      reserved.store(0, std::memory_order_relaxed);
+    }
+  });
+  std::uint64_t taken_count = 0;
+  std::uint64_t fooled_count = 0;
+  for (std::uint64_t number = 1; number <= kRecordCount; ++number) {
+    raw.SetTail(number);
+    const auto records = ring.take();
+    if (!records) continue;
+    for (const ExtentRecord& record : *records) {
+      ++taken_count;
+      if (record.reserved != 0) ++fooled_count;
+    }
+  }
+  stop = true;
+  client.join();
+  std::cout << taken_count << " taken of " << kRecordCount << "\n";
+  EXPECT_GT(taken_count, 0U);
+  EXPECT_EQ(fooled_count, 0U);
 }
 
 TEST(Ring, survives_a_client_that_writes_anything_at_any_time) {
