@@ -133,12 +133,17 @@ TEST_P(FuzzReplay, mutations_of_the_corpus_break_no_promise) {
 INSTANTIATE_TEST_SUITE_P(Format, FuzzReplay,
                          testing::Values(Target{"part_header", part_header},
                                          Target{"manifest", manifest}, Target{"sums", sums},
-                                         Target{"names", names}),
+                                         Target{"names", names}, Target{"json_tree", json_tree}),
                          [](const auto& each) { return std::string(each.param.name); });
 
 INSTANTIATE_TEST_SUITE_P(Shm, FuzzReplay,
                          testing::Values(Target{"control_message", control_message},
-                                         Target{"layout_blob", layout_blob}),
+                                         Target{"layout_blob", layout_blob},
+                                         Target{"ring_records", ring_records}),
+                         [](const auto& each) { return std::string(each.param.name); });
+
+INSTANTIATE_TEST_SUITE_P(Catalog, FuzzReplay,
+                         testing::Values(Target{"recovery_tree", recovery_tree}),
                          [](const auto& each) { return std::string(each.param.name); });
 
 }  // namespace
