@@ -127,6 +127,21 @@ TEST_F(Save, a_voided_capture_fails_the_save_with_the_reason_and_the_next_one_wo
   EXPECT_EQ(wait_durable(), SF_OK) << error_.message;
 }
 
+TEST_F(Save, the_next_one_leaves_the_slot_that_is_still_being_written_alone) {
+  start_daemon({{"STILLFRAME_STEP_ONLY", "C4 write"},
+                {"STILLFRAME_STEP_AT", "1"},
+                {"STILLFRAME_STEP_DO", "sleep:300"}});
+  ByteTensors tensors({2 * kMiB});
+  attach(tensors);
+  ASSERT_FALSE(HasFatalFailure());
+  ASSERT_EQ(begin({.step = 1}, tensors.sources(false)), SF_OK) << error_.message;
+  const std::uint64_t first = ticket_;
+  for (auto& byte : tensors.bytes(0)) ++byte;
+  ASSERT_EQ(begin({.step = 2}, tensors.sources(false)), SF_OK) << error_.message;
+  EXPECT_EQ(sf_ticket_wait(session_, first, SF_DURABLE, 20'000, &error_), SF_OK) << error_.message;
+  EXPECT_EQ(wait_durable(), SF_OK) << error_.message;
+}
+
 TEST_F(Save, a_second_capture_is_refused_while_one_is_open) {
   start_daemon();
   ByteTensors tensors({kMiB});

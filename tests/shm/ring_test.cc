@@ -273,8 +273,9 @@ TEST(Ring, brings_the_bytes_that_its_records_tell_of_from_process_to_process) {
 
 // SHM-1: what was judged and what is handed on are one read.
 TEST(Ring, hands_on_the_record_that_it_judged_while_the_client_flips_it) {
-  constexpr std::uint64_t kRecordCount = 300'000;
-  RingConsumer ring = Made(1);  // Every record in the same place.
+  constexpr std::uint64_t kRoundCount = 50'000;
+  constexpr std::uint32_t kCapacity = 64;
+  RingConsumer ring = Made(kCapacity);
   RawRing raw(ring);
   std::atomic<bool> stop = false;
   std::thread client([&raw, &stop] {
@@ -287,8 +288,8 @@ TEST(Ring, hands_on_the_record_that_it_judged_while_the_client_flips_it) {
   });
   std::uint64_t taken_count = 0;
   std::uint64_t fooled_count = 0;
-  for (std::uint64_t number = 1; number <= kRecordCount; ++number) {
-    raw.SetTail(number);
+  for (std::uint64_t round = 1; round <= kRoundCount; ++round) {
+    raw.SetTail(round * kCapacity);
     const auto records = ring.take();
     if (!records) continue;
     for (const ExtentRecord& record : *records) {
@@ -298,7 +299,7 @@ TEST(Ring, hands_on_the_record_that_it_judged_while_the_client_flips_it) {
   }
   stop = true;
   client.join();
-  std::cout << taken_count << " taken of " << kRecordCount << "\n";
+  std::cout << taken_count << " taken of " << kRoundCount * kCapacity << "\n";
   EXPECT_GT(taken_count, 0U);
   EXPECT_EQ(fooled_count, 0U);
 }
