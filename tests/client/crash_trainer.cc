@@ -1,5 +1,6 @@
-// The trainer that crash_test.cc kills: attaches, saves lazily a few times and waits for each.
-// Prints "durable N" as soon as step N was called durable.
+// The trainer that crash_test.cc and the soak kill: attaches, saves lazily a few times and waits
+// for each. Prints "begin N" before it saves step N, and "durable N" as soon as that was called
+// durable.
 //
 //   client_crash_trainer RUN SOCKET FIRST_STEP LAST_STEP
 #include <unistd.h>
@@ -31,6 +32,8 @@ int main(int argc, char** argv) {
   }
   for (std::int64_t step = std::atoll(argv[3]); step <= std::atoll(argv[4]); ++step) {
     state.fill(step);
+    std::printf("begin %lld\n", static_cast<long long>(step));
+    (void)std::fflush(stdout);
     const std::string json = "{\"format_version\": 1}";
     sf_save_options save{};
     save.struct_bytes = sizeof save;

@@ -225,17 +225,12 @@ int Trainer::close() { return sf_session_close(std::exchange(session_, nullptr),
 
 namespace {
 
-// Everything under the private directory that should not outlast a recovery.
+// Temporary directories, which should not outlast a recovery.
 void look_for_leftovers(const std::string& run_path, Verdict& verdict) {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(run_path + "/.stillframe", ignored)) {
     if (entry.path().filename().string().starts_with("tmp-")) {
-      verdict.complaints.push_back("left behind: " + entry.path().filename().string());
-    }
-  }
-  for (const auto& entry : fs::directory_iterator(run_path, ignored)) {
-    if (fs::exists(entry.path() / "manifest.json.dead", ignored)) {
-      verdict.complaints.push_back("unfinished victim: " + entry.path().filename().string());
+      verdict.leftovers.push_back(entry.path().filename().string());
     }
   }
 }
@@ -251,6 +246,10 @@ Verdict judge(const std::string& run_path) {
     const std::string name = entry.path().filename().string();
     const auto mark = name.find("-step-");
     if (fs::is_symlink(entry.path()) || mark == std::string::npos) continue;
+    if (!fs::exists(entry.path() / "manifest.json", ignored)) {
+      verdict.leftovers.push_back(name);
+      continue;
+    }
     found.emplace_back(name.substr(0, mark), std::stoll(name.substr(mark + 6)));
   }
   std::sort(found.begin(), found.end());

@@ -104,7 +104,9 @@ class Trainer {
 // What a run directory holds, judged by reading every byte.
 struct Verdict {
   std::vector<std::int64_t> steps;      // Of the restorable checkpoints, oldest first.
-  std::vector<std::string> complaints;  // Damage, wrong bytes, leftovers.
+  std::vector<std::string> complaints;  // Damage, wrong bytes.
+  // Temporary directories and half removed checkpoints, which the next recovery takes away.
+  std::vector<std::string> leftovers;
 };
 Verdict judge(const std::string& run_path);
 
