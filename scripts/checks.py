@@ -159,6 +159,7 @@ def lint(tally: Tally) -> None:
     check(tally, "ruff check", VENV_BIN / "ruff", "check", *PYTHON_FOLDERS)
     check(tally, "ruff format", VENV_BIN / "ruff", "format", "--check", *PYTHON_FOLDERS)
     check(tally, "mypy", VENV_BIN / "mypy", "--strict", "python/stillframe")
+    check(tally, "planted bugs can be planted", "scripts/mutants", "--check")
 
 
 def lint_headers(tally: Tally) -> None:
@@ -181,6 +182,8 @@ def main() -> int:
     if not is_quick:
         test_cxx(tally, "asan")
         test_cxx(tally, "tsan")
+        check(tally, "fuzz targets, 10 s each", "scripts/fuzz")
+        check(tally, "soak of a minute", "scripts/soak")
 
     print(f"\n{time.monotonic() - started:.0f} s")
     for remark in tally.remarks:
