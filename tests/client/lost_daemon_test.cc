@@ -143,7 +143,7 @@ TEST_F(LostDaemon, one_that_is_stopped_costs_a_save_its_deadline_once) {
   const int offered = begin({.busy_timeout_ms = 100}, tensors.sources(false));
   const Stopwatch first;
   EXPECT_EQ(begin({.busy_timeout_ms = 100}, tensors.sources(false)), SF_UNAVAILABLE);
-  EXPECT_LT(first.ms(), 10'000);
+  EXPECT_LT(first.ms(), 15'000) << "one deadline, of an answer or of a new connection";
   EXPECT_EQ(begin({.busy_timeout_ms = 100}, tensors.sources(false)), SF_UNAVAILABLE);
   const Stopwatch third;
   EXPECT_EQ(begin({.busy_timeout_ms = 100}, tensors.sources(false)), SF_UNAVAILABLE);

@@ -200,13 +200,13 @@ int Trainer::attach() {
                             &error_);
 }
 
-int Trainer::save(std::int64_t step, std::uint64_t* ticket) {
+int Trainer::save(std::int64_t step, std::uint64_t* ticket, std::uint32_t busy_timeout_ms) {
   state_.fill(step);
   const std::string json = "{\"format_version\": 1, \"extra\": " + std::to_string(step) + "}";
   sf_save_options options{};
   options.struct_bytes = sizeof options;
   options.capture = SF_CAPTURE_EAGER;
-  options.busy_timeout_ms = 10'000;
+  options.busy_timeout_ms = busy_timeout_ms;
   options.step = step;
   options.state_json = json.c_str();
   options.state_bytes = json.size();

@@ -85,7 +85,8 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   int attach();  // And registers the layout.
-  int save(std::int64_t step, std::uint64_t* ticket);
+  // Eager; waits for a slot for at most `busy_timeout_ms`.
+  int save(std::int64_t step, std::uint64_t* ticket, std::uint32_t busy_timeout_ms = 10'000);
   int save_durable(std::int64_t step);
   int close();
   sf_session* session() noexcept { return session_; }
