@@ -178,6 +178,7 @@ TEST_P(FilesystemCrash, that_hangs_delays_no_training_and_goes_on_afterwards) {
   std::vector<std::uint64_t> accepted;
   int refused_count = 0;
   steady_clock::duration longest{};
+  steady_clock::duration longest_status{};
   for (std::int64_t step = 2; steady_clock::now() < thaw_at; ++step) {
     const auto begin = steady_clock::now();
     std::uint64_t ticket = 0;
@@ -190,13 +191,20 @@ TEST_P(FilesystemCrash, that_hangs_delays_no_training_and_goes_on_afterwards) {
       EXPECT_EQ(begun, SF_RESOURCE_EXHAUSTED) << trainer.error().message;
       ++refused_count;
     }
+    const auto asked = steady_clock::now();
     char* json = nullptr;
     sf_error error{};
     EXPECT_EQ(sf_daemon_status(socket_path.c_str(), &json, &error), SF_OK) << error.message;
     sf_free(json);
+    longest_status = std::max(longest_status, steady_clock::now() - asked);
     (void)::usleep(50'000);
   }
   ASSERT_TRUE(disk_.thaw());
+  const auto ms = [](steady_clock::duration time) {
+    return static_cast<long>(std::chrono::duration_cast<std::chrono::milliseconds>(time).count());
+  };
+  std::printf("%s: %zu saves accepted, %d refused; the longest save() %ld ms, status %ld ms\n",
+              GetParam(), accepted.size(), refused_count, ms(longest), ms(longest_status));
   EXPECT_LT(longest, kBusyTimeoutMax);
   EXPECT_FALSE(accepted.empty());
   EXPECT_GT(refused_count, 0) << "the drive did not hang";

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -42,6 +43,17 @@ class HostileCrowd : public HostileClient {
     std::size_t count = 0;
     for (std::string line; std::getline(maps, line);) count += line.find("memfd") != line.npos;
     return count;
+  }
+  // Without the arenas, which are shared.
+  std::int64_t own_memory_kib() const {
+    std::ifstream status("/proc/" + std::to_string(daemon_->pid()) + "/status");
+    for (std::string word; status >> word;) {
+      if (word != "RssAnon:") continue;
+      std::int64_t kib = 0;
+      status >> kib;
+      return kib;
+    }
+    return 0;
   }
   // The daemon notices the end of a client when it does.
   void expect_given_back(std::size_t descriptors, std::size_t mappings) const {
@@ -147,6 +159,64 @@ TEST_F(HostileCrowd, in_every_state_beside_a_good_trainer_costs_it_no_save) {
   for (int i = 0; i < kPatienceMs / 10 && descriptor_count() > kept; ++i) (void)::usleep(10'000);
   EXPECT_LE(descriptor_count(), kept);
   save_beside(200, 202);
+}
+
+// Of one that lives a few milliseconds and dies in one of six states.
+TEST_F(HostileCrowd, that_dies_again_and_again_leaves_nothing_behind) {
+  constexpr int kRunCount = 6;
+  constexpr int kWarmUpCount = 5 * kRunCount;
+  constexpr std::int64_t kGrowthKibMax = 4 * 1024;
+  const char* const wanted = std::getenv("STILLFRAME_DEATHS");
+  const int death_count = wanted != nullptr ? std::atoi(wanted) : 200;
+  ASSERT_EQ(good_->save_durable(1), SF_OK);
+
+  const auto die_once = [this](int i) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      // Each state in each run, so that whatever is kept for a restart is kept from the start.
+      const int state = (i + i / kRunCount) % 6;
+      if (state == 0) {
+        (void)connect_raw();
+      } else {
+        Peer peer(scratch_.path("socket"));
+        (void)peer.hello();
+        if (state > 1) (void)peer.attach(scratch_.path("dying" + std::to_string(i % kRunCount)));
+        if (state > 2) (void)peer.register_layout(2'500'000);
+        if (state > 3 && peer.begin_save()) {
+          if (state == 4) {
+            (void)peer.ring().publish(
+                {.ticket = peer.ticket(), .part = 0, .extent = 1, .hash = 1, .reserved = 0});
+          } else {
+            peer.publish(0);
+            peer.end_capture();
+          }
+        }
+        (void)::raise(SIGKILL);
+      }
+      (void)::raise(SIGKILL);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "state of death " << i;
+  };
+  for (int i = 0; i < kWarmUpCount; ++i) die_once(i);
+  ASSERT_EQ(good_->save_durable(2), SF_OK);
+  const std::size_t descriptors = descriptor_count();
+  const std::size_t mappings = mapping_count();
+  const std::int64_t memory_kib = own_memory_kib();
+  for (int i = 0; i < death_count; ++i) {
+    die_once(i);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_EQ(good_->save_durable(3), SF_OK) << good_->error().message;
+  expect_given_back(descriptors, mappings);
+  const std::int64_t grown_kib = own_memory_kib() - memory_kib;
+  EXPECT_LE(grown_kib, kGrowthKibMax);
+  std::printf(
+      "%d deaths: descriptors %zu to %zu, shared mappings %zu to %zu, own memory +%ld KiB\n",
+      death_count, descriptors, descriptor_count(), mappings, mapping_count(),
+      static_cast<long>(grown_kib));
 }
 
 TEST_F(HostileCrowd, that_is_frozen_in_its_capture_holds_up_nobody) {
