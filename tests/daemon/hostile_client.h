@@ -95,6 +95,7 @@ class Peer {
     wire::AttachT attach;
     attach.run_path = run_path;
     attach.world_size = 1;
+    attach.keep_last = 1;
     return ask(std::move(attach));
   }
 
