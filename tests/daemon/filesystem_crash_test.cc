@@ -221,5 +221,45 @@ TEST_P(FilesystemCrash, that_hangs_delays_no_training_and_goes_on_afterwards) {
   EXPECT_EQ(verdict.steps.size(), accepted.size() + 2);
 }
 
+// F5: what the kernel itself reports of a device that fails, through io_uring.
+TEST(FailingDevice, fails_the_save_with_the_reason_and_keeps_those_before_it) {
+  constexpr std::uint64_t kDeviceBytesMax = std::uint64_t{96} << 20;
+  LoopFilesystem disk("ext4", kDeviceBytesMax);
+  if (!disk.missing().empty()) GTEST_SKIP() << disk.missing();
+  const ScratchDirectory scratch;
+  const std::string socket_path = scratch.path("socket");
+  const std::string run_path = disk.path("run");
+  RunOracle oracle(0);
+  DaemonProcess daemon(socket_path);
+  ASSERT_TRUE(daemon.wait_listening());
+  Trainer trainer(run_path, socket_path, 0);
+  ASSERT_EQ(trainer.attach(), SF_OK) << trainer.error().message;
+  int failed = SF_OK;
+  std::string reason;
+  for (std::int64_t step = 1; step <= 100 && failed == SF_OK; ++step) {
+    oracle.began(step);
+    failed = trainer.save_durable(step);
+    if (failed == SF_OK) oracle.acknowledged(step);
+    reason = trainer.error().message;
+  }
+  std::printf("%zu saves durable, then: %s\n", oracle.acknowledged_count(), reason.c_str());
+  EXPECT_GT(oracle.acknowledged_count(), 5U);
+  // The loop device hands on its tmpfs's ENOSPC, where most drives would say EIO.
+  EXPECT_TRUE(failed == SF_UNAVAILABLE || failed == SF_RESOURCE_EXHAUSTED) << failed;
+  EXPECT_NE(reason.find(run_path), std::string::npos) << reason;
+  char* json = nullptr;
+  sf_error error{};
+  EXPECT_EQ(sf_daemon_status(socket_path.c_str(), &json, &error), SF_OK) << error.message;
+  EXPECT_NE(std::string(json).find("last_error"), std::string::npos) << json;
+  sf_free(json);
+  const Verdict verdict = judge(run_path);
+  for (const std::string& complaint : verdict.complaints) ADD_FAILURE() << complaint;
+  for (const std::string& complaint : oracle.judge(verdict.steps, RunOracle::Retention::kMayLag)) {
+    ADD_FAILURE() << complaint;
+  }
+  (void)trainer.close();
+  EXPECT_EQ(daemon.stop(), 0);
+}
+
 }  // namespace
 }  // namespace stillframe::testing

@@ -32,15 +32,27 @@ UniqueFd open_directory(const std::string& path) {
 
 }  // namespace
 
-LoopFilesystem::LoopFilesystem(std::string kind)
-    : kind_(std::move(kind)), image_(scratch_.path("image")), mount_point_(scratch_.path("mount")) {
+LoopFilesystem::LoopFilesystem(std::string kind, std::uint64_t device_bytes_max)
+    : kind_(std::move(kind)),
+      backing_(scratch_.path("backing")),
+      image_(backing_ + "/image"),
+      mount_point_(scratch_.path("mount")) {
   if (::geteuid() != 0) {
     missing_ = "only root can mount";
     return;
   }
+  if (::mkdir(backing_.c_str(), 0700) != 0 || ::mkdir(mount_point_.c_str(), 0700) != 0) {
+    missing_ = "no directory can be made";
+    return;
+  }
+  if (device_bytes_max != 0) {
+    is_backing_mounted_ = command("mount -t tmpfs -o size=" + std::to_string(device_bytes_max) +
+                                  " tmpfs " + backing_);
+    if (!is_backing_mounted_) missing_ = "this machine mounts no tmpfs";
+    if (!is_backing_mounted_) return;
+  }
   const UniqueFd image(::open(image_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!image || ::ftruncate(image.get(), kImageBytes) != 0 ||
-      ::mkdir(mount_point_.c_str(), 0700) != 0) {
+  if (!image || ::ftruncate(image.get(), kImageBytes) != 0) {
     missing_ = "no image of 400 MiB can be made";
   } else if (!command("mkfs." + kind_ + " -q " + image_)) {
     missing_ = "there is no mkfs." + kind_;
@@ -51,6 +63,7 @@ LoopFilesystem::LoopFilesystem(std::string kind)
 
 LoopFilesystem::~LoopFilesystem() {
   if (is_mounted_ && !command("umount " + mount_point_)) (void)command("umount -l " + mount_point_);
+  if (is_backing_mounted_) (void)command("umount -l " + backing_);
 }
 
 bool LoopFilesystem::mount() {
