@@ -165,7 +165,7 @@ TEST_F(HostileCrowd, in_every_state_beside_a_good_trainer_costs_it_no_save) {
 TEST_F(HostileCrowd, that_dies_again_and_again_leaves_nothing_behind) {
   constexpr int kRunCount = 6;
   constexpr int kWarmUpCount = 5 * kRunCount;
-  constexpr std::int64_t kGrowthKibMax = 4 * 1024;
+  [[maybe_unused]] constexpr std::int64_t kGrowthKibMax = 4 * 1024;
   const char* const wanted = std::getenv("STILLFRAME_DEATHS");
   const int death_count = wanted != nullptr ? std::atoi(wanted) : 200;
   ASSERT_EQ(good_->save_durable(1), SF_OK);
@@ -212,7 +212,9 @@ TEST_F(HostileCrowd, that_dies_again_and_again_leaves_nothing_behind) {
   EXPECT_EQ(good_->save_durable(3), SF_OK) << good_->error().message;
   expect_given_back(descriptors, mappings);
   const std::int64_t grown_kib = own_memory_kib() - memory_kib;
-  EXPECT_LE(grown_kib, kGrowthKibMax);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  EXPECT_LE(grown_kib, kGrowthKibMax);  // A sanitizer keeps what was freed, for a while.
+#endif
   std::printf(
       "%d deaths: descriptors %zu to %zu, shared mappings %zu to %zu, own memory +%ld KiB\n",
       death_count, descriptors, descriptor_count(), mappings, mapping_count(),
