@@ -202,6 +202,10 @@ int Trainer::attach() {
 
 int Trainer::save(std::int64_t step, std::uint64_t* ticket, std::uint32_t busy_timeout_ms) {
   state_.fill(step);
+  return begin_save(step, ticket, busy_timeout_ms);
+}
+
+int Trainer::begin_save(std::int64_t step, std::uint64_t* ticket, std::uint32_t busy_timeout_ms) {
   const std::string json = "{\"format_version\": 1, \"extra\": " + std::to_string(step) + "}";
   sf_save_options options{};
   options.struct_bytes = sizeof options;

@@ -87,6 +87,8 @@ class Trainer {
   int attach();  // And registers the layout.
   // Eager; waits for a slot for at most `busy_timeout_ms`.
   int save(std::int64_t step, std::uint64_t* ticket, std::uint32_t busy_timeout_ms = 10'000);
+  // save() of a state that was filled before.
+  int begin_save(std::int64_t step, std::uint64_t* ticket, std::uint32_t busy_timeout_ms);
   int save_durable(std::int64_t step);
   int close();
   sf_session* session() noexcept { return session_; }
