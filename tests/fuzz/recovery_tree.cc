@@ -64,7 +64,8 @@ class Reader {
     return value;
   }
   std::string text() {
-    const std::size_t bytes = std::min(byte(), input_.size());
+    const std::size_t wanted = byte();
+    const std::size_t bytes = std::min(wanted, input_.size());
     std::string text(reinterpret_cast<const char*>(input_.data()), bytes);
     input_ = input_.subspan(bytes);
     return text;
