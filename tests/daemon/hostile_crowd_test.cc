@@ -13,7 +13,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -24,6 +23,7 @@
 #include "base/unique_fd.h"
 #include "shm/sealed_memory.h"
 #include "tests/daemon/hostile_client.h"
+#include "tests/support/process_facts.h"
 
 namespace stillframe::testing {
 namespace {
@@ -35,10 +35,7 @@ constexpr std::size_t kDescriptorsPerRunMax = 8;
 class HostileCrowd : public HostileClient {
  protected:
   std::size_t descriptor_count() const {
-    const std::string path = "/proc/" + std::to_string(daemon_->pid()) + "/fd";
-    std::size_t count = 0;
-    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(path)) ++count;
-    return count;
+    return stillframe::testing::descriptor_count(daemon_->pid());
   }
   std::size_t mapping_count() const {
     std::ifstream maps("/proc/" + std::to_string(daemon_->pid()) + "/maps");
@@ -46,16 +43,8 @@ class HostileCrowd : public HostileClient {
     for (std::string line; std::getline(maps, line);) count += line.find("memfd") != line.npos;
     return count;
   }
-  // Without the arenas, which are shared.
   std::int64_t own_memory_kib() const {
-    std::ifstream status("/proc/" + std::to_string(daemon_->pid()) + "/status");
-    for (std::string word; status >> word;) {
-      if (word != "RssAnon:") continue;
-      std::int64_t kib = 0;
-      status >> kib;
-      return kib;
-    }
-    return 0;
+    return stillframe::testing::own_memory_kib(daemon_->pid());
   }
   // The daemon notices the end of a client when it does.
   void expect_given_back(std::size_t descriptors, std::size_t mappings) const {

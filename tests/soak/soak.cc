@@ -27,6 +27,7 @@
 
 #include "base/unique_fd.h"
 #include "tests/oracle/run_oracle.h"
+#include "tests/support/process_facts.h"
 #include "tests/support/trainer.h"
 
 extern char** environ;  // NOLINT: POSIX has no header for it.
@@ -70,28 +71,6 @@ class SharedDaemon {
   std::mutex mutex_;
   std::unique_ptr<DaemonProcess> daemon_;
 };
-
-// Memory of the daemon's own, without the arenas that it shares.
-std::int64_t own_memory_kib(pid_t pid) {
-  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
-  for (std::string word; status >> word;) {
-    if (word != "RssAnon:") continue;
-    std::int64_t kib = 0;
-    status >> kib;
-    return kib;
-  }
-  return 0;
-}
-
-std::size_t descriptor_count(pid_t pid) {
-  std::size_t count = 0;
-  std::error_code ignored;
-  for ([[maybe_unused]] const auto& entry :
-       fs::directory_iterator("/proc/" + std::to_string(pid) + "/fd", ignored)) {
-    ++count;
-  }
-  return count;
-}
 
 std::uint64_t bytes_below(const std::string& path) {
   std::uint64_t bytes = 0;
