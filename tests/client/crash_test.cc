@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "tests/oracle/run_oracle.h"
+#include "tests/support/judge_run.h"
 #include "tests/support/trainer.h"
 
 extern char** environ;  // NOLINT: POSIX has no header for it.
@@ -85,15 +86,8 @@ TEST(CrashingTrainer, at_every_step_loses_only_the_save_it_was_in) {
     EXPECT_EQ(oracle.acknowledged_count(), acknowledged_before + 1) << where;
     // Retention comes after DURABLE; it ends before the daemon does.
     EXPECT_EQ(daemon.stop(), 0) << where;
-    const Verdict verdict = judge(scratch.path("run"));
-    for (const std::string& complaint : verdict.complaints) {
-      ADD_FAILURE() << where << ": " << complaint;
-    }
-    for (const std::string& name : verdict.leftovers) {
-      ADD_FAILURE() << where << ": left behind: " << name;
-    }
     for (const std::string& complaint :
-         oracle.judge(verdict.steps, RunOracle::Retention::kSettled)) {
+         judge_recovered(scratch.path("run"), oracle, RunOracle::Retention::kSettled)) {
       ADD_FAILURE() << where << ": " << complaint;
     }
     if (HasFatalFailure()) return;

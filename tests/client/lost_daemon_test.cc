@@ -20,6 +20,19 @@ namespace {
 
 class LostDaemon : public SessionTest {
  public:
+  sf_attach_options autostart_options() {
+    sf_attach_options options = attach_options();
+    options.no_autostart = 0;
+    options.daemon_path = STILLFRAMED_PATH;
+    return options;
+  }
+  // With a daemon that leaves a second after its last client.
+  void attach_and_start(const sf_attach_options& options, const ByteTensors& tensors) {
+    ASSERT_EQ(::setenv("STILLFRAME_IDLE_EXIT_S", "1", 1), 0);
+    ASSERT_EQ(sf_attach(&options, &session_, &error_), SF_OK) << error_.message;
+    const sf_part part = tensors.part();
+    ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
+  }
   pid_t answering_pid() {
     char* json = nullptr;
     if (sf_daemon_status(socket_path().c_str(), &json, &error_) != SF_OK) return 0;
@@ -171,13 +184,9 @@ TEST_F(LostDaemon, an_attach_without_one_says_where_it_looked) {
 
 TEST_F(LostDaemon, a_private_one_is_started_on_demand_and_started_again_after_its_death) {
   ByteTensors tensors({kMiB});
-  sf_attach_options options = attach_options();
-  options.no_autostart = 0;
-  options.daemon_path = STILLFRAMED_PATH;
-  ASSERT_EQ(::setenv("STILLFRAME_IDLE_EXIT_S", "1", 1), 0);
-  ASSERT_EQ(sf_attach(&options, &session_, &error_), SF_OK) << error_.message;
-  const sf_part part = tensors.part();
-  ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
+  const sf_attach_options options = autostart_options();
+  attach_and_start(options, tensors);
+  ASSERT_FALSE(HasFatalFailure());
   ASSERT_EQ(begin({}, tensors.sources(false)), SF_OK) << error_.message;
   EXPECT_EQ(wait_durable(), SF_OK) << error_.message;
 
@@ -206,13 +215,9 @@ TEST_F(LostDaemon, a_private_one_is_started_on_demand_and_started_again_after_it
 
 TEST_F(LostDaemon, a_save_that_meets_it_dying_is_begun_with_its_successor) {
   ByteTensors tensors({kMiB});
-  sf_attach_options options = attach_options();
-  options.no_autostart = 0;
-  options.daemon_path = STILLFRAMED_PATH;
-  ASSERT_EQ(::setenv("STILLFRAME_IDLE_EXIT_S", "1", 1), 0);
-  ASSERT_EQ(sf_attach(&options, &session_, &error_), SF_OK) << error_.message;
-  const sf_part part = tensors.part();
-  ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
+  const sf_attach_options options = autostart_options();
+  attach_and_start(options, tensors);
+  ASSERT_FALSE(HasFatalFailure());
   for (int i = 0; i < 20; ++i) {
     ASSERT_EQ(begin({.step = 2 * i}, tensors.sources(false)), SF_OK) << error_.message;
     ASSERT_EQ(wait_durable(), SF_OK) << error_.message;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tests/oracle/run_oracle.h"
+#include "tests/support/judge_run.h"
 #include "tests/support/trainer.h"
 
 namespace stillframe::testing {
@@ -55,17 +56,9 @@ Outcome train_until_killed(const ScratchDirectory& scratch, int n) {
   return outcome;
 }
 
-// Only what the oracle allows, in a directory that recovery has been through.
 void expect_allowed(const ScratchDirectory& scratch, const RunOracle& oracle,
                     RunOracle::Retention retention, const std::string& where) {
-  const Verdict verdict = judge(scratch.path("run"));
-  for (const std::string& complaint : verdict.complaints) {
-    ADD_FAILURE() << where << ": " << complaint;
-  }
-  for (const std::string& name : verdict.leftovers) {
-    ADD_FAILURE() << where << ": left behind: " << name;
-  }
-  for (const std::string& complaint : oracle.judge(verdict.steps, retention)) {
+  for (const std::string& complaint : judge_recovered(scratch.path("run"), oracle, retention)) {
     ADD_FAILURE() << where << ": " << complaint;
   }
 }

@@ -17,6 +17,7 @@
 
 #include "client/libstillframe.h"
 #include "tests/oracle/run_oracle.h"
+#include "tests/support/judge_run.h"
 #include "tests/support/loop_filesystem.h"
 #include "tests/support/trainer.h"
 
@@ -140,15 +141,8 @@ TEST_P(FilesystemCrash, that_loses_power_at_a_step_holds_what_was_acknowledged) 
     {
       Trainer trainer(run_path, scratch_.path("socket"), kKeepLast);
       ASSERT_EQ(trainer.attach(), SF_OK) << where << ": " << trainer.error().message;
-      const Verdict verdict = judge(run_path);
-      for (const std::string& complaint : verdict.complaints) {
-        ADD_FAILURE() << where << ": " << complaint;
-      }
-      for (const std::string& name : verdict.leftovers) {
-        ADD_FAILURE() << where << ": left behind: " << name;
-      }
       for (const std::string& complaint :
-           oracle.judge(verdict.steps, RunOracle::Retention::kMayLag)) {
+           judge_recovered(run_path, oracle, RunOracle::Retention::kMayLag)) {
         ADD_FAILURE() << where << ": " << complaint;
       }
       EXPECT_EQ(trainer.save_durable(100), SF_OK) << where << ": " << trainer.error().message;
