@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import torch
 from torch import Tensor, nn
+
+TOKENS = torch.tensor([1, 5, 9, 5])
+ALLOW = ("torch.nn", "whole_model")
 
 
 def quantised() -> Tensor:
@@ -49,3 +53,17 @@ class Plain(nn.Module):
 def make_net(hidden: int) -> Net:
     """A factory."""
     return Net(hidden, scale=0.5)
+
+
+def trained(model: nn.Module, batch: Tensor = TOKENS) -> nn.Module:
+    """The model with values that no constructor makes, in training mode."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    model(batch)
+    return model
+
+
+def compute(model: nn.Module, batch: Tensor = TOKENS) -> Tensor:
+    """What a copy of the model computes in eval mode."""
+    return copy.deepcopy(model).eval()(batch)
