@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <deque>
 #include <utility>
 
 #include "base/check.h"
+#include "base/out_of_memory.h"
 #include "base/text.h"
 
 namespace stillframe::catalog {
@@ -28,13 +28,13 @@ struct BlockReader::State {
   std::vector<std::size_t> free_blocks;
   std::array<Read, kReadDepth> reads;
   std::size_t in_flight_count = 0;
-  std::deque<ReadBlock> done;
-  std::optional<Error> error;  // The first one; final.
+  std::vector<ReadBlock> done;  // The oldest first.
+  std::optional<Error> error;   // The first one; final.
 
   bool has_more() const noexcept { return range_index < wanted.size(); }
   void submit_all();
   std::optional<Error> submit_one(Read& read);
-  void collect();
+  void collect() noexcept;
 };
 
 void BlockReader::State::submit_all() {
@@ -77,7 +77,9 @@ std::optional<Error> BlockReader::State::submit_one(Read& read) {
   return std::nullopt;
 }
 
-void BlockReader::State::collect() {
+// Lets no exception out: a completion that was handed out and not counted would be waited for for
+// ever. The vectors have room from the start.
+void BlockReader::State::collect() noexcept {
   for (uring::IoRequest* request : io.wait(-1)) {
     check(request->tag < reads.size() && request == &reads[request->tag].request,
           "block reader: a request of somebody else finished");
@@ -88,11 +90,15 @@ void BlockReader::State::collect() {
     if (request->error || request->moved_bytes < read.block.bytes.size()) {
       free_blocks.push_back(read.staging_index);
       if (error) continue;
-      error = request->error
-                  ? *std::move(request->error)
-                  : Error(Code::kDataLoss, concat(part.file_name, ": ends early, at ",
-                                                  read.block.offset + request->moved_bytes, " of ",
-                                                  part.bytes, " bytes"));
+      if (!request->error) {
+        Status early = or_out_of_memory([&]() -> Status {
+          return Error(Code::kDataLoss, concat(part.file_name, ": ends early, at ",
+                                               read.block.offset + request->moved_bytes, " of ",
+                                               part.bytes, " bytes"));
+        });
+        request->error = std::move(early).error();
+      }
+      error = *std::move(request->error);
       continue;
     }
     done.push_back(read.block);
@@ -120,6 +126,8 @@ BlockReader::BlockReader(uring::IoBackend& io, const OpenCheckpoint& checkpoint,
                                         " of part ", range.part, " are not in the checkpoint"));
     }
   }
+  state_->free_blocks.reserve(staging.size() / kReadBlockBytes);
+  state_->done.reserve(staging.size() / kReadBlockBytes);
   // From the back, so that the first block is lent first.
   for (std::size_t i = staging.size() / kReadBlockBytes; i > 0; --i) {
     state_->free_blocks.push_back(i - 1);
@@ -138,7 +146,7 @@ Result<std::optional<ReadBlock>> BlockReader::next() {
     if (state.error && state.in_flight_count == 0) return *state.error;
     if (!state.error && !state.done.empty()) {
       const ReadBlock block = state.done.front();
-      state.done.pop_front();
+      state.done.erase(state.done.begin());
       return std::optional(block);
     }
     if (state.in_flight_count == 0) {

@@ -81,6 +81,7 @@ Status read_image(uring::IoBackend& io, const std::string& part_name, OpenPart& 
   auto read = read_head(io, part, 0, 1, first->bytes());
   if (!read) return read;
   auto header_bytes = format::header_bytes(first->bytes(), part.bytes);
+  if (!header_bytes && says_nothing(header_bytes.error())) return std::move(header_bytes).error();
   if (!header_bytes) {
     return damage(concat(part.file_name, ": ", header_bytes.error().message()));
   }
@@ -97,6 +98,7 @@ Status read_image(uring::IoBackend& io, const std::string& part_name, OpenPart& 
   auto image = format::decode_part(
       part_name, whole.bytes().first(std::min<std::uint64_t>(head_bytes, whole.bytes().size())),
       part.bytes);
+  if (!image && says_nothing(image.error())) return std::move(image).error();
   if (!image) return damage(concat(part.file_name, ": ", image.error().message()));
   part.image = *std::move(image);
   return ok();

@@ -54,6 +54,7 @@ Result<Head> read_whole_header(uring::IoBackend& io, const OpenPart& part) {
   auto head = read_head_of(io, part, kLengthBytes);
   if (!head) return head;
   auto header_bytes = format::header_bytes(head->all(), part.bytes);
+  if (!header_bytes && says_nothing(header_bytes.error())) return std::move(header_bytes).error();
   if (!header_bytes) return damage(part.file_name, header_bytes.error().message());
   if (*header_bytes <= head->bytes) return head;
   return read_head_of(io, part, *header_bytes);
@@ -87,6 +88,7 @@ Status read_image(uring::IoBackend& io, OpenPart& part) {
   auto head = read_whole_header(io, part);
   if (!head) return std::move(head).error();
   auto image = format::decode_part(kPartName, head->all(), part.bytes);
+  if (!image && says_nothing(image.error())) return std::move(image).error();
   if (!image) return damage(part.file_name, image.error().message());
   part.image = *std::move(image);
   if (!format::has_file_hashes(part.image)) return ok();

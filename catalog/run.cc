@@ -54,6 +54,7 @@ Result<Seen> look_at(uring::IoBackend& io, const std::string& path, format::Chec
   if (!text && text.error().code() == Code::kNotFound) return look_at_remains(io, path);
   if (!text) return std::move(text).error();
   auto manifest = format::decode_manifest(*text);
+  if (!manifest && says_nothing(manifest.error())) return std::move(manifest).error();
   if (!manifest) {
     seen.damage = std::move(manifest).error();
     return seen;
@@ -68,10 +69,8 @@ Result<Seen> look_at(uring::IoBackend& io, const std::string& path, format::Chec
   return seen;
 }
 
-// A scan must not end at one unreadable checkpoint, but running out of descriptors or memory says
-// nothing about the checkpoint: then there is no answer at all.
-bool says_nothing(const Error& error) { return error.code() == Code::kResourceExhausted; }
-
+// A scan does not end at one unreadable checkpoint; but where an error says nothing about the
+// checkpoint there is no answer at all.
 class Scan {
  public:
   Scan(uring::IoBackend& io, const std::string& run_path) : io_(io) { contents_.path = run_path; }
@@ -101,6 +100,7 @@ class Scan {
     if (!text && text.error().code() == Code::kNotFound) return ok();
     if (!text && says_nothing(text.error())) return std::move(text).error();
     auto manifest = text ? format::decode_manifest(*text) : std::move(text).error();
+    if (!manifest && says_nothing(manifest.error())) return std::move(manifest).error();
     if (!manifest) {
       add_damaged(contents_.path, {}, std::move(manifest).error());
       return ok();

@@ -49,6 +49,10 @@ void remove_files(uring::IoBackend& io, const std::string& directory);
 // As unlink, but a file that is already gone is no error.
 Status unlink_if_there(uring::IoBackend& io, const std::string& path);
 
+// Running out of memory or descriptors says nothing about what was to be read: never damage, never
+// absence.
+inline bool says_nothing(const Error& error) { return error.code() == Code::kResourceExhausted; }
+
 // "12\n", as in tags and the floor.
 std::string sequence_text(std::uint64_t sequence);
 std::optional<std::uint64_t> parse_sequence_text(std::string_view text);

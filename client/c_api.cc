@@ -16,6 +16,7 @@
 
 #include "base/hash.h"
 #include "base/os_error.h"
+#include "base/out_of_memory.h"
 #include "base/text.h"
 #include "client/dial.h"
 #include "client/libstillframe.h"
@@ -106,7 +107,14 @@ int with_session(sf_session* session, sf_error* error, Body&& body) noexcept {
   if (session->session->owner_pid() != ::getpid()) {
     return invalid(error, "this is a forked child: it must not use its parent's session");
   }
-  return guarded(error, [&] { return body(*session->session); });
+  return guarded(error, [&] {
+    try {
+      return body(*session->session);
+    } catch (const std::bad_alloc&) {
+      session->session->abandon(out_of_memory());
+      throw;
+    }
+  });
 }
 
 // What the caller knows of a struct, the rest zero.

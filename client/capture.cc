@@ -4,9 +4,11 @@
 #include <string>
 #include <utility>
 
+#include "base/out_of_memory.h"
 #include "base/step.h"
 #include "base/text.h"
 #include "client/quiet_thread.h"
+#include "client/session_errors.h"
 
 namespace stillframe::client {
 
@@ -15,7 +17,7 @@ std::uint32_t default_copier_count() {
 }
 
 CaptureEngine::~CaptureEngine() {
-  stop(Error(Code::kCancelled, "the session was closed"));
+  stop(closed_error());
   {
     const std::lock_guard lock(mutex_);
     is_ending_ = true;
@@ -98,11 +100,13 @@ void CaptureEngine::copy_one(std::unique_lock<std::mutex>& lock) {
 
 void CaptureEngine::publish_locked(std::size_t part, std::uint32_t extent, std::uint64_t hash) {
   STEP("client publish extent");
-  auto published = ring_->publish({.ticket = job_.daemon_ticket,
-                                   .part = static_cast<std::uint32_t>(part),
-                                   .extent = extent,
-                                   .hash = hash,
-                                   .reserved = 0});
+  auto published = or_out_of_memory([&] {
+    return ring_->publish({.ticket = job_.daemon_ticket,
+                           .part = static_cast<std::uint32_t>(part),
+                           .extent = extent,
+                           .hash = hash,
+                           .reserved = 0});
+  });
   if (!published) {
     failure_ = std::move(published).error();
     return;

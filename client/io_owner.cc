@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/out_of_memory.h"
 #include "client/quiet_thread.h"
 
 namespace stillframe::client {
@@ -39,13 +40,14 @@ void IoOwner::post(Job job) {
   changed_.notify_all();
 }
 
-void IoOwner::wait() {
+Status IoOwner::wait() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return !job_; });
+  return ended_;
 }
 
 void IoOwner::work() {
-  auto created = uring::create_backend({});
+  auto created = or_out_of_memory([] { return uring::create_backend({}); });
   std::unique_lock lock(mutex_);
   if (!created) {
     start_error_ = std::move(created).error();
@@ -58,8 +60,12 @@ void IoOwner::work() {
     changed_.wait(lock, [this] { return is_ending_ || job_; });
     if (!job_) return;
     lock.unlock();
-    job_(*created->backend);
+    auto ended = or_out_of_memory([&] {
+      job_(*created->backend);
+      return ok();
+    });
     lock.lock();
+    ended_ = std::move(ended);
     job_ = nullptr;
     changed_.notify_all();
   }

@@ -22,12 +22,12 @@ class IoOwner {
   IoOwner& operator=(const IoOwner&) = delete;
 
   using Job = std::function<void(uring::IoBackend& io)>;
-  // Hands a job over; wait() returns once it has run. The job must not throw.
+  // Hands a job over; wait() returns once it has run, or had not the memory to.
   void post(Job job);
-  void wait();
-  void run(Job job) {
+  Status wait();
+  Status run(Job job) {
     post(std::move(job));
-    wait();
+    return wait();
   }
 
  private:
@@ -36,7 +36,8 @@ class IoOwner {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  Job job_;  // Empty: none.
+  Job job_;              // Empty: none.
+  Status ended_ = ok();  // How the last one did.
   bool is_ending_ = false;
   bool is_ready_ = false;
   std::optional<Error> start_error_;

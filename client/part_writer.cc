@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/os_error.h"
+#include "base/out_of_memory.h"
 #include "base/step.h"
 #include "base/text.h"
 
@@ -82,7 +83,8 @@ void PartWriter::start(Flight& flight, std::uint32_t first, std::uint32_t count)
     error_ = os_error("write part", e);
     return;
   }
-  auto submitted = io_.submit(flight.request);
+  // No exception either while other blocks are on their way.
+  auto submitted = or_out_of_memory([&] { return io_.submit(flight.request); });
   if (!submitted) {
     error_ = std::move(submitted).error();
     return;
@@ -96,13 +98,14 @@ void PartWriter::finish_some() {
     flight.is_busy = false;
     if (!request->error) {
       check(request->moved_bytes == request->bytes, "a write without an error moved all its bytes");
-      request->error = check_block(flight);
+      auto checked = or_out_of_memory([&] { return check_block(flight); });
+      if (!checked) request->error = std::move(checked).error();
     }
     if (request->error && !error_) error_ = std::move(request->error);
   }
 }
 
-std::optional<Error> PartWriter::check_block(const Flight& flight) const {
+Status PartWriter::check_block(const Flight& flight) const {
   const Bytes block = block_of(flight);
   for (std::uint32_t i = 0; i < flight.extent_count; ++i) {
     const std::uint32_t extent = flight.first_extent + i;
@@ -112,7 +115,7 @@ std::optional<Error> PartWriter::check_block(const Flight& flight) const {
     return Error(Code::kDataLoss, concat("part ", part_.image.name, " extent ", extent,
                                          ": its tensors changed while they were written"));
   }
-  return std::nullopt;
+  return ok();
 }
 
 }  // namespace stillframe::client

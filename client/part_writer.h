@@ -51,7 +51,7 @@ class PartWriter {
   void capture(std::uint32_t extent, Bytes target);
   void start(Flight& flight, std::uint32_t first, std::uint32_t count);
   void finish_some();
-  std::optional<Error> check_block(const Flight& flight) const;
+  Status check_block(const Flight& flight) const;
 
   uring::IoBackend& io_;
   const uring::FileId file_;

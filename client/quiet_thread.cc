@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <csignal>
+#include <new>
 #include <system_error>
 #include <utility>
 
+#include "base/out_of_memory.h"
 #include "base/text.h"
 
 namespace stillframe::client {
@@ -28,6 +30,8 @@ Result<std::thread> start_quiet_thread(const char* name, std::function<void()> b
       body();
     });
     (void)::pthread_setname_np(thread->native_handle(), name);
+  } catch (const std::bad_alloc&) {
+    thread = out_of_memory();
   } catch (const std::system_error& error) {
     thread = Error(Code::kResourceExhausted, concat("start thread ", name, ": ", error.what()),
                    error.code().value());

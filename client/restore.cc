@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
-#include <deque>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/os_error.h"
+#include "base/out_of_memory.h"
 #include "base/text.h"
 #include "catalog/run.h"
 #include "client/quiet_thread.h"
@@ -72,6 +72,13 @@ Status restore_extents(const catalog::OpenPart& part, std::span<const kernels::T
 // Blocks on their way between the thread that reads them and the threads that empty them.
 class BlockExchange {
  public:
+  // Room for all at once: nothing below may want memory, for the reader and the emptiers count on
+  // each other to go on.
+  BlockExchange() {
+    full_.reserve(kStagingBlockCount);
+    emptied_.reserve(kStagingBlockCount);
+  }
+
   // Reader: gives a block out, takes emptied ones back. False: somebody has failed.
   bool offer(const catalog::ReadBlock& block) {
     const std::lock_guard lock(mutex_);
@@ -79,11 +86,14 @@ class BlockExchange {
     changed_.notify_all();
     return !failure_;
   }
-  // With `waits`, until one is there or somebody failed.
-  std::vector<catalog::ReadBlock> take_emptied(bool waits) {
+  // With `waits`, until one is there or somebody failed. nullopt: none.
+  std::optional<catalog::ReadBlock> take_emptied(bool waits) {
     std::unique_lock lock(mutex_);
     if (waits) changed_.wait(lock, [this] { return !emptied_.empty() || failure_; });
-    return std::exchange(emptied_, {});
+    if (emptied_.empty()) return std::nullopt;
+    const catalog::ReadBlock block = emptied_.back();
+    emptied_.pop_back();
+    return block;
   }
   void finish(Status status) {
     const std::lock_guard lock(mutex_);
@@ -102,7 +112,7 @@ class BlockExchange {
     changed_.wait(lock, [this] { return !full_.empty() || is_finished_ || failure_; });
     if (failure_ || full_.empty()) return std::nullopt;
     const catalog::ReadBlock block = full_.front();
-    full_.pop_front();
+    full_.erase(full_.begin());
     return block;
   }
   void give_back(const catalog::ReadBlock& block, Status status) {
@@ -120,32 +130,24 @@ class BlockExchange {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<catalog::ReadBlock> full_;
+  std::vector<catalog::ReadBlock> full_;  // The oldest first.
   std::vector<catalog::ReadBlock> emptied_;
   std::optional<Error> failure_;
   bool is_finished_ = false;
 };
 
-// On the backend's thread: reads all that is wanted.
-void read_blocks(uring::IoBackend& io, const catalog::OpenCheckpoint& checkpoint,
-                 const RestorePlan& plan, Bytes staging, BlockExchange& exchange) {
+// On the backend's thread: reads all that is wanted, unless an emptier fails.
+Status read_blocks(uring::IoBackend& io, const catalog::OpenCheckpoint& checkpoint,
+                   const RestorePlan& plan, Bytes staging, BlockExchange& exchange) {
   catalog::BlockReader reader(io, checkpoint, plan.wanted, staging);
   for (;;) {
-    const bool is_starved = reader.starved();
-    for (const catalog::ReadBlock& block : exchange.take_emptied(is_starved)) {
-      reader.recycle(block);
-    }
-    if (exchange.has_failed()) break;
+    while (const auto emptied = exchange.take_emptied(reader.starved())) reader.recycle(*emptied);
+    if (exchange.has_failed()) return ok();
     if (reader.starved()) continue;
     auto block = reader.next();
-    if (!block) {
-      exchange.finish(std::move(block).error());
-      return;
-    }
-    if (!*block) break;
-    if (!exchange.offer(**block)) break;
+    if (!block) return std::move(block).error();
+    if (!*block || !exchange.offer(**block)) return ok();
   }
-  exchange.finish(ok());
 }
 
 // The JSON of a header without its length and its padding.
@@ -162,7 +164,7 @@ CheckpointReader::CheckpointReader(std::unique_ptr<IoOwner> io, std::weak_ptr<Se
     : owner_pid_(::getpid()), io_(std::move(io)), session_(std::move(session)) {}
 
 CheckpointReader::~CheckpointReader() {
-  io_->run([this](uring::IoBackend&) { checkpoint_.reset(); });
+  (void)io_->run([this](uring::IoBackend&) { checkpoint_.reset(); });
 }
 
 Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open(
@@ -203,7 +205,7 @@ Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open_file(const std:
 Status CheckpointReader::take(
     const std::function<Result<catalog::OpenCheckpoint>(uring::IoBackend&)>& open) {
   Status opened = ok();
-  io_->run([&](uring::IoBackend& backend) {
+  auto ran = io_->run([&](uring::IoBackend& backend) {
     auto checkpoint = open(backend);
     if (checkpoint) {
       checkpoint_.emplace(*std::move(checkpoint));
@@ -211,6 +213,7 @@ Status CheckpointReader::take(
       opened = std::move(checkpoint).error();
     }
   });
+  if (!ran) return ran;
   if (!opened) return opened;
   manifest_text_ = format::encode_manifest(checkpoint_->checkpoint().manifest);
   for (const catalog::OpenPart& part : checkpoint_->parts()) {
@@ -243,8 +246,12 @@ Result<CheckpointReader::Stats> CheckpointReader::read(std::span<const sf_target
   if (!plan) return plan.error();
   Stats stats{.is_from_memory = false, .bytes = plan->bytes};
   if (plan->wanted.empty()) return stats;
-  auto from_memory = read_from_memory(*plan);
-  if (!from_memory) return std::move(from_memory).error();
+  auto from_memory = or_out_of_memory([&] { return read_from_memory(*plan); });
+  if (!from_memory) {
+    // The daemon may hold a slot lent that nobody would return.
+    if (const auto session = session_.lock()) session->abandon(from_memory.error());
+    return std::move(from_memory).error();
+  }
   stats.is_from_memory = *from_memory;
   if (stats.is_from_memory) return stats;
   auto read = read_from_disk(*plan);
@@ -295,14 +302,17 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan) {
       const std::uint64_t bytes = std::min<std::uint64_t>(kExtentBytes, part.bytes - offset);
       const ConstBytes extent =
           lent->bytes.subspan(session->layout()->parts[part_index].slot_offset + offset, bytes);
-      if (!restore_extents(part, plan.targets_by_part[part_index], session->kernel(), offset,
-                           extent)) {
-        is_damaged.store(true, std::memory_order_relaxed);
-      }
+      const auto restored = or_out_of_memory([&] {
+        return restore_extents(part, plan.targets_by_part[part_index], session->kernel(), offset,
+                               extent);
+      });
+      if (!restored) is_damaged.store(true, std::memory_order_relaxed);
     }
   };
   Result<std::thread> helper = std::thread();
-  if (plan.bytes >= kHelpBytesMin) helper = start_quiet_thread("sf-restore", work);
+  if (plan.bytes >= kHelpBytesMin) {
+    helper = or_out_of_memory([&] { return start_quiet_thread("sf-restore", work); });
+  }
   work();
   if (helper && helper->joinable()) helper->join();
   session->give_back(*lent, Deadline::after_ms(kLendTimeoutMs));
@@ -335,22 +345,25 @@ Status CheckpointReader::read_from_disk(const RestorePlan& plan) {
   const kernels::CopyKernel copy_kernel = kernel();
   BlockExchange exchange;
   io_->post([&](uring::IoBackend& io) {
-    read_blocks(io, *checkpoint_, plan, aligned_part(staging_), exchange);
+    exchange.finish(or_out_of_memory(
+        [&] { return read_blocks(io, *checkpoint_, plan, aligned_part(staging_), exchange); }));
   });
   const auto empty_blocks = [&] {
     while (const auto block = exchange.take_full()) {
-      exchange.give_back(*block, restore_extents(checkpoint_->parts()[block->part],
-                                                 plan.targets_by_part[block->part], copy_kernel,
-                                                 block->offset, block->bytes));
+      exchange.give_back(*block, or_out_of_memory([&] {
+        return restore_extents(checkpoint_->parts()[block->part], plan.targets_by_part[block->part],
+                               copy_kernel, block->offset, block->bytes);
+      }));
     }
   };
   Result<std::thread> helper = std::thread();
   if (plan.bytes >= kHelpBytesMin && usable_cpu_count() >= kEmptierCpusMin) {
-    helper = start_quiet_thread("sf-restore", empty_blocks);
+    helper = or_out_of_memory([&] { return start_quiet_thread("sf-restore", empty_blocks); });
   }
   empty_blocks();
   if (helper && helper->joinable()) helper->join();
-  io_->wait();
+  auto ran = io_->wait();
+  if (!ran) return ran;
   if (auto failure = exchange.failure()) return *std::move(failure);
   return ok();
 }

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "base/mapping.h"
+#include "base/out_of_memory.h"
 #include "base/step.h"
 #include "base/text.h"
 #include "client/remove.h"
@@ -59,10 +61,10 @@ Session::Session(SessionOptions options)
 
 Session::~Session() {
   // Without close(): the daemon learns of it as of a death.
-  engine_.stop(Error(Code::kCancelled, "the session was closed"));
+  engine_.stop(closed_error());
   if (const auto open = connection()) {
     open->set_handlers({});
-    open->drop(Error(Code::kCancelled, "the session was closed"));
+    open->drop(closed_error());
   }
 }
 
@@ -144,7 +146,7 @@ Status Session::ensure_connected(Deadline deadline) {
   if (!connected) return connected;
   if (!layout_) return ok();
   const std::shared_ptr<const Layout> wanted = layout_;
-  auto registered = send_layout(wanted, deadline);
+  auto registered = or_out_of_memory([&] { return send_layout(wanted, deadline); });
   if (!registered) {
     // Attached without its layout it is of no use; the next attempt begins afresh.
     layout_ = wanted;
@@ -191,6 +193,18 @@ void Session::on_gone(const Error& reason) {
   engine_.abort(reason);
 }
 
+void Session::abandon(const Error& reason) noexcept {
+  tickets_.set_all_failed(reason);
+  engine_.abort(reason);
+  const auto open = connection();
+  if (!open) return;
+  // Its handler may want memory for words; what matters has happened by then.
+  (void)or_out_of_memory([&] {
+    open->drop(reason);
+    return ok();
+  });
+}
+
 // --- Save ----------------------------------------------------------------------------------------
 
 bool Session::has_ready_slot() const {
@@ -233,6 +247,19 @@ Result<std::uint64_t> Session::begin_save(const SaveRequest& request,
 }
 
 Result<std::uint64_t> Session::begin_attempt(const SaveRequest& request,
+                                             std::span<const sf_source> tensors,
+                                             std::int64_t begin_ns) {
+  try {
+    return start_capture(request, tensors, begin_ns);
+  } catch (const std::bad_alloc&) {
+    // Nobody has the ticket, so nobody could end it.
+    if (capturing_) engine_.stop(out_of_memory());
+    capturing_.reset();
+    throw;
+  }
+}
+
+Result<std::uint64_t> Session::start_capture(const SaveRequest& request,
                                              std::span<const sf_source> tensors,
                                              std::int64_t begin_ns) {
   // Before the daemon gives a slot away for it.
@@ -564,7 +591,7 @@ Status Session::close(std::uint32_t timeout_ms) {
     const auto wait_ms = static_cast<std::uint64_t>(std::max(deadline.rest_ms(), kDetachMsMin));
     (void)current->call(shm::make_message(0, wire::DetachT()), {}, Deadline::after_ms(wait_ms));
   }
-  if (current) current->drop(Error(Code::kCancelled, "the session was closed"));
+  if (current) current->drop(closed_error());
   return result;
 }
 

@@ -79,6 +79,11 @@ class Session {
   // destroyed.
   Status close(std::uint32_t timeout_ms);
 
+  // Any thread, after a call that a lack of memory cut short anywhere: ends the connection and
+  // every save that is not durable, so that nothing is waited for that was lost on the way. The
+  // next call connects again. `reason` is as short as out_of_memory().
+  void abandon(const Error& reason) noexcept;
+
   // A snapshot that is still in a slot, lent until give_back(). nullopt: it is not, or its layout
   // is not the registered one.
   struct Lent {
@@ -123,6 +128,8 @@ class Session {
                                       std::span<const sf_source> tensors, std::int64_t begin_ns);
   Result<shm::wire::BeginSaveReplyT> take_slot(const SaveRequest& request, std::uint64_t wait_ms,
                                                Deadline deadline);
+  Result<std::uint64_t> start_capture(const SaveRequest& request,
+                                      std::span<const sf_source> tensors, std::int64_t begin_ns);
   std::optional<Offer> take_offer();
   Status populate(std::uint32_t slot);
   Status finish_eager(std::uint64_t ticket);

@@ -7,9 +7,10 @@ namespace stillframe::client {
 
 std::uint64_t TicketTable::add(SaveInfo save) {
   const std::lock_guard lock(mutex_);
-  save.ticket = next_ticket_++;
-  ++counts_.accepted;
+  save.ticket = next_ticket_;
   saves_.push_back(std::move(save));
+  ++next_ticket_;
+  ++counts_.accepted;
   if (saves_.size() > kTicketCountMax) saves_.pop_front();
   SaveInfo& added = saves_.back();
   const auto early = std::ranges::find(early_ends_, added.daemon_ticket, &EarlyEnd::daemon_ticket);

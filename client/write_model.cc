@@ -6,6 +6,7 @@
 
 #include "base/hash.h"
 #include "base/os_error.h"
+#include "base/out_of_memory.h"
 #include "base/step.h"
 #include "base/text.h"
 #include "catalog/aligned_memory.h"
@@ -95,8 +96,10 @@ Result<Takeover> look_at_target(uring::IoBackend& io, const std::string& path) {
   }
   auto text = catalog::read_small_file(io, concat(path, '/', format::kManifestName),
                                        format::kManifestBytesMax);
+  if (!text && catalog::says_nothing(text.error())) return std::move(text).error();
   if (text) {
     auto manifest = format::decode_manifest(*text);
+    if (!manifest && catalog::says_nothing(manifest.error())) return std::move(manifest).error();
     if (manifest && manifest->sequence == 0) return Takeover::kExchange;
     return invalid(path, "holds a checkpoint that is no whole model; choose another path");
   }
@@ -181,7 +184,7 @@ Status publish_directory(uring::IoBackend& io, const std::string& directory,
   STEP("write: rename to the final name");
   auto done = io.rename(directory, path, mode_of(takeover));
   if (done) {
-    done = sync_parent(io, path);
+    done = or_out_of_memory([&] { return sync_parent(io, path); });
     if (!done) {
       // An unpromised model must not turn up beside the error that its owner was given.
       const auto undone =
@@ -192,7 +195,10 @@ Status publish_directory(uring::IoBackend& io, const std::string& directory,
     }
   }
   STEP("write: remove what the temporary name holds");
-  catalog::remove_files(io, directory);
+  (void)or_out_of_memory([&] {
+    catalog::remove_files(io, directory);
+    return ok();
+  });
   return done;
 }
 
@@ -291,7 +297,8 @@ Status write_model(uring::IoBackend& io, std::span<const sf_part> parts,
   made = io.make_directory(directory);
   if (!made) return made;
   std::vector<PartFile> files;
-  auto done = write_directory(io, sources, request, directory, files);
+  auto done =
+      or_out_of_memory([&] { return write_directory(io, sources, request, directory, files); });
   if (done) return publish_directory(io, directory, request.path, *takeover);
   catalog::remove_files(io, directory);
   return done;
@@ -310,9 +317,15 @@ Status write_file(uring::IoBackend& io, const sf_part& part, std::span<const sf_
   const std::string parent = catalog::parent_of(request.path);
   remove_stale_temporaries(io, parent);
   const std::string temporary = temporary_path(parent, request.nonce);
-  auto file = PartFile::create(io, temporary, (*layout)->bytes);
-  auto done = file ? write_contents(io, sources, *file) : Status(std::move(file).error());
-  if (done) done = file->make_durable();
+  std::optional<PartFile> file;  // Open until it has its name, so that nobody takes it for stale.
+  auto done = or_out_of_memory([&]() -> Status {
+    auto created = PartFile::create(io, temporary, (*layout)->bytes);
+    if (!created) return std::move(created).error();
+    file.emplace(*std::move(created));
+    auto written = write_contents(io, sources, *file);
+    if (!written) return written;
+    return file->make_durable();
+  });
   if (done) {
     STEP("write: rename to the final name");
     done = io.rename(temporary, request.path, uring::RenameMode::kReplace);

@@ -4,6 +4,7 @@
 
 #include "base/bytes.h"
 #include "base/os_error.h"
+#include "base/out_of_memory.h"
 #include "base/text.h"
 
 namespace stillframe::uring {
@@ -102,8 +103,10 @@ Next complete(Operation& operation, int result) {
   return Next::kQueueAgain;
 }
 
-void fail(Operation& operation, int number) {
-  operation.request->error = os_error(describe(operation), number);
+void fail(Operation& operation, int number) noexcept {
+  Status failed =
+      or_out_of_memory([&]() -> Status { return os_error(describe(operation), number); });
+  operation.request->error = std::move(failed).error();
 }
 
 void pause_before_retry(std::uint64_t retry_count) {

@@ -72,7 +72,7 @@ enum class Next : std::uint8_t {
 [[nodiscard]] Next complete(Operation& operation, int result);
 
 // Gives up a request that could not be handed to the kernel.
-void fail(Operation& operation, int number);
+void fail(Operation& operation, int number) noexcept;
 
 // How often one call or request is tried again for EAGAIN, EINTR or EBUSY before it fails, with
 // pauses of 0.1 ms, 0.2 ms, ... 25.6 ms: about 50 ms together (URING-13).

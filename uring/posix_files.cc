@@ -126,7 +126,15 @@ Result<FileId> PosixFiles::open(const std::string& path, OpenMode mode) {
   return id;
 }
 
-void PosixFiles::close(FileId file) noexcept { files_.erase(file.value); }
+void PosixFiles::close(FileId file) noexcept {
+  const auto found = files_.find(file.value);
+  if (found == files_.end()) return;
+  // The end of the descriptor is not always that of the lease: the kernel may hold the file a
+  // little longer, for a request that it has answered, and refuses those who open it meanwhile.
+  const OpenFile& open = found->second;
+  if (open.has_lease) (void)::fcntl(open.fd.get(), F_SETLEASE, F_UNLCK);
+  files_.erase(found);
+}
 
 Result<PosixFiles::OpenFile*> PosixFiles::find(FileId file) {
   const auto found = files_.find(file.value);
@@ -260,7 +268,10 @@ Result<bool> PosixFiles::take_for_writing(FileId file) {
   // Counted under the lease: a new link needs no open file, but one that was there before shows.
   auto status = file_status(file);
   if (!status) return std::move(status).error();
-  if (status->link_count == 1) return true;
+  if (status->link_count == 1) {
+    (*found)->has_lease = true;
+    return true;
+  }
   (void)::fcntl(fd, F_SETLEASE, F_UNLCK);
   return false;
 }

@@ -44,6 +44,7 @@ class PosixFiles : public IoBackend {
     // The file system refuses O_DIRECT (some FUSE and overlay mounts, tmpfs before Linux 6.6): the
     // descriptor goes through the page cache instead, slower and otherwise the same.
     bool cached = false;
+    bool has_lease = false;  // By take_for_writing(), until it is closed.
   };
 
   // kInvalidArgument: closed, or never opened.

@@ -4,10 +4,12 @@
 
 #include <chrono>
 #include <csignal>
+#include <new>
 #include <system_error>
 #include <utility>
 
 #include "base/os_error.h"
+#include "base/out_of_memory.h"
 #include "base/text.h"
 
 namespace stillframe::uring {
@@ -26,6 +28,9 @@ Result<std::unique_ptr<ThreadsBackend>> ThreadsBackend::create() {
 }
 
 Status ThreadsBackend::start_threads() {
+  // Before the threads, which must not be left without room for what they have done.
+  finished_.reserve(kInFlightMax);
+  handed_out_.reserve(kInFlightMax);
   try {
     while (threads_.size() < kThreadCount) {
       threads_.emplace_back([this] {
@@ -33,6 +38,8 @@ Status ThreadsBackend::start_threads() {
         work();
       });
     }
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
   } catch (const std::system_error& error) {
     return os_error("start I/O threads", error.code().value());
   }

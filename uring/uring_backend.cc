@@ -164,7 +164,10 @@ UringBackend::UringBackend(std::unique_ptr<io_uring, RingDeleter> ring, unsigned
                            UniqueFd wake_fd)
     : ring_(std::move(ring)), setup_flags_(setup_flags), wake_fd_(std::move(wake_fd)) {
   for (std::size_t slot = kInFlightMax; slot > 0; --slot) free_slots_.push_back(slot - 1);
+  // What the kernel answers is taken in without asking for memory.
   finished_.reserve(kInFlightMax);
+  handed_out_.reserve(kInFlightMax);
+  again_slots_.reserve(kInFlightMax);
   // Linux 5.19. Without it register_memory() says so.
   has_buffer_table_ = ::io_uring_register_buffers_sparse(ring_.get(), kPieceCountMax) == 0;
 }
