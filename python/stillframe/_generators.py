@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stillframe._state_json import UNFIT
 from stillframe.errors import DataLoss, InvalidArgument
 
 
@@ -71,7 +72,7 @@ class GeneratorState:
                 one.set_state(state["state"])
             else:
                 one.bit_generator.state = state["state"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except UNFIT as error:
             raise DataLoss(f"state.json: {self._path} cannot be restored: {error}") from error
 
 

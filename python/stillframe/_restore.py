@@ -1,8 +1,8 @@
 """Restoring: which checkpoint, and how it gets into the objects of a training.
 
-First everything is compared. Then what has load_state_dict() takes its state, which it may refuse;
-then tensors are filled in place, hyper-parameters set, and last the random number generators. A
-checkpoint that does not fit changes nothing.
+First everything is compared. Then what has load_state_dict() takes its state, which it may refuse,
+and the random number generators theirs; then tensors are filled in place and hyper-parameters set,
+which draws no random numbers. A checkpoint that does not fit changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from stillframe._restore_optimizer import OptimizerPlan
 from stillframe._restore_plan import Problems, Targets
 from stillframe._restore_read import ReadStats, read_places
 from stillframe._restore_tensors import MapNames, mapped_names, plan_ema, plan_model
-from stillframe._rng import restore_rng
 from stillframe._saved import SavedCheckpoint
 from stillframe._session import Session, list_run
 from stillframe._state_json import decode
@@ -168,6 +167,8 @@ class Restorer:
         members.plan(sections, models)
         extra = self._decode(saved.state.get("extra"), "extra", new)
         rng = self._decode(saved.state.get("rng"), "rng", new)
+        if "rng" in sections and rng is not None:
+            members.plan_rng(rng)
         problems.raise_if_any(what)
 
         if only is None and saved.manifest["sequence"] == entries[-1]["sequence"]:
@@ -176,8 +177,6 @@ class Restorer:
         stats = self._fill(saved, members, new, in_place)
         for apply in after:
             apply()
-        if "rng" in sections and rng is not None:
-            restore_rng(rng)
         sequence = saved.manifest["sequence"]
         path = next(entry["path"] for entry in entries if entry["sequence"] == sequence)
         restored = Restored(

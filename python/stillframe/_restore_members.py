@@ -14,6 +14,7 @@ from typing import Any
 from stillframe._generators import GeneratorState
 from stillframe._members import STATEFUL_SECTIONS, Members, member_path
 from stillframe._restore_plan import Problems, Targets
+from stillframe._rng import restore_rng, rng_state
 from stillframe._saved import SavedCheckpoint
 from stillframe._state_json import decode
 from stillframe._tensors import ModelTensors
@@ -66,6 +67,10 @@ class MembersPlan:
         for section in STATEFUL_SECTIONS:
             if section in sections:
                 self._plan_section(section)
+
+    def plan_rng(self, state: Any) -> None:
+        """Set the process's generators too, after all that may draw from them while it loads."""
+        self._loadings.append(_Loading("rng", rng_state, restore_rng, state))
 
     def load(self) -> None:
         """Give each object its state, once the tensors have been read.
@@ -154,10 +159,16 @@ def _undo(loading: _Loading) -> Callable[[], None] | None:
             "%s cannot be copied: %r; a refused restore would not undo it", loading.path, error
         )
         return None
+    # A state that is an object's __dict__, as a scheduler's, only adds to it.
+    owner = getattr(loading.get, "__self__", None)
+    own: dict[str, Any] = getattr(owner, "__dict__", {})
+    names = frozenset(own)
 
     def undo() -> None:
         try:
             loading.set(before)
+            for name in own.keys() - names:
+                del own[name]
         except Exception as error:
             log.warning("%s does not take its own state back: %r", loading.path, error)
 

@@ -123,7 +123,10 @@ class OptimizerPlan:
                 continue
             saved_options = state["param_groups"][wanted.pop()]["options"]
             existing = _tensors_of(group, saved_options)
-            options = self._decode(saved_options, f"{path}.param_groups[{index}]", existing, None)
+            where = f"{path}.param_groups[{index}]"
+            options = _members_of(self._decode(saved_options, where, existing, None), where)
+            if "params" in options:
+                raise DataLoss(f"state.json: {where} names its parameters among its options")
             after.append(_updater(group, options))
         return after
 
@@ -145,7 +148,8 @@ class OptimizerPlan:
             live = optimizer.state.get(parameter, {})
             where = f"{path}.state.{saved_name}"
             existing = _tensors_of(live, entry)
-            restored.append((parameter, self._decode(entry, where, existing, parameter)))
+            value = _members_of(self._decode(entry, where, existing, parameter), where)
+            restored.append((parameter, value))
 
         def apply() -> None:
             # As load_state_dict(): what the checkpoint has no state for has none.
@@ -176,6 +180,12 @@ class OptimizerPlan:
             return made
 
         return decode(value, path, tensor=tensor, allow_pickle=self._allow_pickle)
+
+
+def _members_of(value: Any, path: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise DataLoss(f"state.json: {path} has no members")
+    return value
 
 
 def _tensors_of(live: Mapping[str, Any], entry: Any) -> dict[str, Tensor]:

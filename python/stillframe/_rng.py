@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from stillframe._generators import python_state, python_state_back
+from stillframe._state_json import UNFIT, decode
 from stillframe._warn import warn
 from stillframe.errors import DataLoss
 
@@ -38,6 +39,16 @@ def encode_rng() -> str:
     return f"{{{', '.join(members)}}}"
 
 
+def rng_state() -> dict[str, Any]:
+    """What restore_rng() takes, of now."""
+
+    def no_tensor(name: str) -> Any:
+        raise LookupError(name)
+
+    state: dict[str, Any] = decode(json.loads(encode_rng()), "rng", tensor=no_tensor)
+    return state
+
+
 def restore_rng(state: dict[str, Any]) -> None:
     """Set the generators to a decoded `rng`.
 
@@ -54,7 +65,7 @@ def restore_rng(state: dict[str, Any]) -> None:
             )
         torch.set_rng_state(_tensor(state["torch"]))
         _restore_cuda([_tensor(one) for one in state.get("cuda", [])])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except UNFIT as error:
         raise DataLoss(f"state.json: rng cannot be restored: {error}") from error
 
 

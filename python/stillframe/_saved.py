@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from ctypes import byref
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any
 
 from stillframe import _library
@@ -185,6 +185,15 @@ class SavedCheckpoint:
             raise DataLoss(f"state.json is not JSON: {error}") from error
         if not isinstance(state, dict) or state.get("format_version") != 1:
             raise DataLoss("state.json is not one of this version")
+        model, named = state.get("model", {}), state.get("named", [])
+        has_form = (
+            isinstance(model, dict)
+            and isinstance(model.get("extra_state", {}), dict)
+            and isinstance(named, list)
+            and isinstance(state.get("epoch"), (int, NoneType))
+        )
+        if not has_form:
+            raise DataLoss("state.json: model, named or epoch has another form")
         return state
 
     def _read_part(self, index: int, file_name: str) -> PartSpec:

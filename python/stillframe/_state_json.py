@@ -28,7 +28,7 @@ ARRAY_BYTES_MAX = 16 * 2**20
 # Python itself refuses to print integers above 4300 digits.
 _INT_BITS_MAX = 14_000
 # What building a value from the wrong parts raises.
-_UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _PLAIN = frozenset({type(None), bool})
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _ARRAY_KINDS = "biufc"
@@ -296,7 +296,7 @@ def _decode(value: Json, path: str, tensor: Callable[[str], Any], allow_pickle: 
         return _decode_leaf(special, content)
     except (InvalidArgument, DataLoss):
         raise
-    except _UNFIT as error:
+    except UNFIT as error:
         raise DataLoss(f"state.json: {path} is not a {special} of this version: {error}") from error
 
 
