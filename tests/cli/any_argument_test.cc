@@ -24,7 +24,12 @@ namespace {
 namespace fs = std::filesystem;
 using format::pick;
 
+// Each is a process, which a sanitizer starts slowly.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kCommandCount = 80;
+#else
 constexpr int kCommandCount = 400;
+#endif
 
 std::string contents_of(const fs::path& path) {
   std::ifstream stream(path, std::ios::binary);
