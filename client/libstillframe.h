@@ -29,14 +29,16 @@ extern "C" {
 
 enum sf_code {
   SF_OK = 0,
-  SF_INVALID_ARGUMENT = 1,   /* The request itself is wrong; retrying it cannot help. */
-  SF_NOT_FOUND = 2,          /* No such checkpoint, run or tag. */
-  SF_RESOURCE_EXHAUSTED = 3, /* Out of disk, slots or memory; free something, then retry. */
-  SF_UNAVAILABLE = 4,        /* The daemon or the drive may come back; retry with backoff. */
-  SF_DATA_LOSS = 5,          /* Bytes are missing or fail their checksum, or a capture was torn. */
-  SF_CANCELLED = 6,          /* Ended by close, or by the other side. */
-  SF_INTERNAL = 7,           /* A bug; report it. */
-  SF_TIMEOUT = 100           /* Not yet: the state asked for was not reached in time. */
+  SF_INVALID_ARGUMENT = 1, /* The request itself is wrong; retrying it cannot help. */
+  SF_NOT_FOUND = 2,        /* No such checkpoint, run or tag. */
+  /* Out of disk, slots or memory; free something, then retry. A session's call that could not get
+   * the memory it needed says "out of memory"; the saves that were not durable then have failed. */
+  SF_RESOURCE_EXHAUSTED = 3,
+  SF_UNAVAILABLE = 4, /* The daemon or the drive may come back; retry with backoff. */
+  SF_DATA_LOSS = 5,   /* Bytes are missing or fail their checksum, or a capture was torn. */
+  SF_CANCELLED = 6,   /* Ended by close, or by the other side. */
+  SF_INTERNAL = 7,    /* A bug; report it. */
+  SF_TIMEOUT = 100    /* Not yet: the state asked for was not reached in time. */
 };
 
 typedef struct sf_error {
