@@ -21,6 +21,8 @@
 #include "cli/daemon_call.h"
 #include "cli/json.h"
 #include "cli/text.h"
+#include "cuda/devices.h"
+#include "kernels/gpu_image.h"
 #include "shm/arena.h"
 
 namespace stillframe::cli {
@@ -182,19 +184,57 @@ Finding look_at_daemon(Tool& tool) {
           .fact = std::string(answer.error().message())};
 }
 
+// The GPUs, and with them what CUDA tensors can go through. Makes no context on any.
+void look_at_gpus(std::vector<Finding>& findings) {
+  Finding lane{.subject = "lane pinned", .grade = Grade::kInfo, .fact = ""};
+  const auto driver = cuda::Driver::load();
+  if (!driver) {
+    lane.fact = concat("for CUDA tensors: ", driver.error().message());
+    findings.push_back(std::move(lane));
+    return;
+  }
+  const auto devices = cuda::list_devices(**driver);
+  if (!devices) {
+    lane.grade = Grade::kSlower;
+    lane.fact = devices.error().message();
+    findings.push_back(std::move(lane));
+    return;
+  }
+  int ordinal = 0;
+  for (const cuda::DeviceFacts& device : *devices) {
+    findings.push_back(
+        {.subject = concat("GPU ", ordinal++),
+         .grade = Grade::kInfo,
+         .fact = concat(device.name, ", ", human_bytes(device.bytes), ", compute capability ",
+                        device.major, '.', device.minor, ", ", device.uuid, "; driver for CUDA ",
+                        (*driver)->version() / 1000, '.', (*driver)->version() % 1000 / 10)});
+  }
+  const bool has_kernels = !kernels::gpu_image().empty();
+  lane.grade = has_kernels ? Grade::kGood : Grade::kSlower;
+  lane.fact = has_kernels ? "CUDA tensors of all these GPUs"
+                          : "this build has no GPU kernels: CUDA tensors are refused";
+  if (!has_kernels) {
+    lane.advice = "pip install -r python/requirements-gpu.txt, which brings nvcc; build again";
+  }
+  findings.push_back(std::move(lane));
+  findings.push_back({.subject = "lanes hbm, ipc",
+                      .grade = Grade::kInfo,
+                      .fact = "for CUDA tensors; not in this version"});
+}
+
 std::vector<Finding> examine(Tool& tool, const std::string& path) {
-  return {look_at_system(),
-          look_at_uring(),
-          look_at_memlock(),
-          look_at_huge_pages(),
-          look_at_memory(),
-          look_at_filesystem(path),
-          look_at_direct_io(path),
-          look_at_daemon(tool),
-          {.subject = "lane host", .grade = Grade::kGood, .fact = "CPU tensors, any machine"},
-          {.subject = "lanes pinned, hbm, ipc",
-           .grade = Grade::kInfo,
-           .fact = "for CUDA tensors; not in this version"}};
+  std::vector<Finding> findings = {
+      look_at_system(),
+      look_at_uring(),
+      look_at_memlock(),
+      look_at_huge_pages(),
+      look_at_memory(),
+      look_at_filesystem(path),
+      look_at_direct_io(path),
+      look_at_daemon(tool),
+      {.subject = "lane host", .grade = Grade::kGood, .fact = "CPU tensors, any machine"}};
+  look_at_gpus(findings);
+  return findings;
 }
 
 Result<Exit> doctor(Tool& tool, const std::string& path) {

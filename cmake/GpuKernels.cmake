@@ -1,8 +1,20 @@
-# kernels/gpu_kernels.cu for every GPU that we serve, as one fatbin: machine code for A100, H100 and
-# B200, and PTX from which a driver makes that of any other since Turing. Without nvcc the rest
-# builds all the same.
+# The CUDA toolkit, of which only cuda.h is needed, and kernels/gpu_kernels.cu for every GPU that we
+# serve, as one fatbin: machine code for A100, H100 and B200 and their relatives, and PTX from which
+# a driver makes that of any other since Turing. Without nvcc the rest builds all the same.
 
-find_program(STILLFRAME_NVCC nvcc)
+# As NVIDIA's wheels on PyPI lay it out, where python/requirements-*.txt or a wheel's build put them.
+# Theirs come first: pinned, so that what is tested is what is built.
+file(GLOB cuda_hints ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13)
+foreach(prefix IN LISTS CMAKE_PREFIX_PATH)
+  list(APPEND cuda_hints ${prefix}/nvidia/cu13)
+endforeach()
+list(APPEND cuda_hints $ENV{CUDA_HOME} $ENV{CUDA_PATH} /usr/local/cuda)
+
+find_program(STILLFRAME_NVCC nvcc HINTS ${cuda_hints} PATH_SUFFIXES bin)
+cmake_path(GET STILLFRAME_NVCC PARENT_PATH nvcc_folder)
+find_path(CUDA_INCLUDE cuda.h HINTS ${cuda_hints} ${nvcc_folder}/.. PATH_SUFFIXES include REQUIRED)
+add_library(stillframe_cuda_header INTERFACE)  # The library itself is found at run time.
+target_include_directories(stillframe_cuda_header SYSTEM INTERFACE ${CUDA_INCLUDE})
 
 function(stillframe_gpu_kernels output)
   add_custom_command(OUTPUT ${output}
@@ -14,5 +26,4 @@ function(stillframe_gpu_kernels output)
     DEPENDS ${PROJECT_SOURCE_DIR}/kernels/gpu_kernels.cu
     DEPFILE ${output}.d
     COMMENT "nvcc kernels/gpu_kernels.cu" VERBATIM)
-  add_custom_target(gpu_kernels ALL DEPENDS ${output})
 endfunction()

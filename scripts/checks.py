@@ -32,7 +32,7 @@ SANITIZER_VARIABLES = {
 }
 
 CXX_FOLDERS = (
-    *("base", "shm", "format", "uring", "catalog", "kernels"),
+    *("base", "shm", "format", "uring", "catalog", "cuda", "kernels"),
     *("client", "daemon", "cli", "tests", "bench"),
 )
 PYTHON_FOLDERS = [

@@ -469,9 +469,29 @@ TEST_F(Cli, doctor_judges_the_machine_without_a_daemon) {
     subjects.emplace(finding.at("subject").as_string());
   }
   for (const char* wanted : {"io_uring", "memlock", "huge pages", "memory", "file system",
-                             "direct I/O", "daemon", "lane host", "lanes pinned, hbm, ipc"}) {
+                             "direct I/O", "daemon", "lane host", "lane pinned"}) {
     EXPECT_TRUE(subjects.contains(wanted)) << wanted;
   }
+}
+
+TEST_F(Cli, doctor_names_every_gpu_and_the_lane_of_its_tensors) {
+  const std::vector<std::string> simulated = {"LD_LIBRARY_PATH=" STILLFRAME_SIMULATED_CUDA};
+  const Outcome outcome = stillframe({"doctor", root_}, simulated);
+  EXPECT_NE(outcome.out.find("GPU 0"), std::string::npos) << outcome.out;
+  EXPECT_NE(outcome.out.find("Simulated GPU, 4.0 GiB, compute capability 9.0, "
+                             "GPU-51515151-5151-5151-5151-515151515151; driver for CUDA 13.0"),
+            std::string::npos)
+      << outcome.out;
+  const Outcome none =
+      stillframe({"doctor", root_, "--json"},
+                 {"LD_LIBRARY_PATH=" STILLFRAME_SIMULATED_CUDA, "STILLFRAME_SIMULATED_GPUS=0"});
+  const json::value document = none.json();
+  bool is_said = false;
+  for (const json::value& finding : document.at("findings").as_array()) {
+    if (finding.at("subject").as_string() != "lane pinned") continue;
+    is_said = finding.at("fact").as_string().find("CUDA_ERROR_NO_DEVICE") != std::string::npos;
+  }
+  EXPECT_TRUE(is_said) << none.out;
 }
 
 // A connection that opened the run as a trainer does, so that the daemon holds its lock.

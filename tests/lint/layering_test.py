@@ -29,7 +29,7 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "kernels": {"base", "cuda"},
     "client": {"base", "shm", "format", "uring", "catalog", "cuda", "kernels"},
     "daemon": {"base", "shm", "format", "uring", "catalog", "cuda", "kernels"},
-    "cli": {"base", "shm", "format", "uring", "catalog", "client"},
+    "cli": {"base", "shm", "format", "uring", "catalog", "cuda", "kernels", "client"},
 }
 
 # These may include anything, and nobody may include them.

@@ -1,0 +1,33 @@
+#include "cuda/pointer.h"
+
+#include <iterator>
+
+namespace stillframe::cuda {
+
+Result<PointerFacts> look_up_pointer(const Driver& driver, const void* address) {
+  unsigned int memory_type = 0;
+  unsigned int is_managed = 0;
+  int ordinal = 0;
+  unsigned long long buffer_id = 0;
+  CUdeviceptr range_begin = 0;
+  std::size_t range_bytes = 0;
+  CUpointer_attribute attributes[] = {
+      CU_POINTER_ATTRIBUTE_MEMORY_TYPE,      CU_POINTER_ATTRIBUTE_IS_MANAGED,
+      CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,   CU_POINTER_ATTRIBUTE_BUFFER_ID,
+      CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE};
+  void* values[] = {&memory_type, &is_managed, &ordinal, &buffer_id, &range_begin, &range_bytes};
+  auto asked =
+      driver.check("look an address up",
+                   driver.calls().cuPointerGetAttributes(
+                       std::size(attributes), attributes, values,
+                       static_cast<CUdeviceptr>(reinterpret_cast<std::uintptr_t>(address))));
+  if (!asked) return std::move(asked).error();
+  return PointerFacts{.is_on_gpu = memory_type == CU_MEMORYTYPE_DEVICE,
+                      .is_managed = is_managed != 0,
+                      .ordinal = ordinal,
+                      .buffer_id = buffer_id,
+                      .range_begin = range_begin,
+                      .range_bytes = range_bytes};
+}
+
+}  // namespace stillframe::cuda

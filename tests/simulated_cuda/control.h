@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+
+// How a test reaches into the simulated driver, libcuda.so.1 of this folder, which it and
+// libstillframe load by name as they would a real one: by dlsym(), through Control.
+//
+// The driver runs kernels of kernels/ on the CPU, streams as threads with random pauses, device
+// memory where the host cannot touch it. What real CUDA leaves undefined ends the process with a
+// message: memory that is no allocation's or was freed, a handle that was destroyed. The number of
+// GPUs is $STILLFRAME_SIMULATED_GPUS, else 2.
+extern "C" {
+
+struct simulated_cuda_counts {
+  std::uint64_t calls;  // Of any entry point, since the start.
+  std::uint64_t device_bytes;
+  std::uint64_t host_bytes;  // Page-locked, allocated or registered.
+  std::uint64_t handles;     // Streams, events and modules.
+  std::uint64_t launches;
+};
+
+// The `nth` call from now on (1: the next) of `call`, or of any when it is empty, does nothing and
+// gives `result`. With `is_sticky` so does every later call.
+void simulated_cuda_fail(const char* call, std::uint64_t nth, int result, int is_sticky);
+// No call fails any more.
+void simulated_cuda_heal();
+// Of each GPU; allocations behind it fail.
+void simulated_cuda_limit(std::uint64_t device_bytes);
+void simulated_cuda_count(simulated_cuda_counts* counts);
+}

@@ -1,0 +1,511 @@
+// The entry points of a simulated libcuda.so.1; control.h says what for.
+#include <cuda.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "tests/simulated_cuda/control.h"
+#include "tests/simulated_cuda/kernel_run.h"
+#include "tests/simulated_cuda/machine.h"
+
+#if !defined(CUDAAPI)
+#define CUDAAPI
+#endif
+#define ENTRY extern "C" __attribute__((visibility("default"))) CUresult CUDAAPI
+
+namespace sim = stillframe::simulated_cuda;
+
+// What the handles of cuda.h point to.
+struct CUctx_st {
+  int ordinal = 0;
+  std::uint64_t retained = 0;
+};
+struct CUstream_st {
+  CUstream_st(int ordinal, std::uint64_t seed) : stream(ordinal, seed) {}
+  sim::Stream stream;
+};
+struct CUevent_st {
+  std::shared_ptr<sim::Event> event = std::make_shared<sim::Event>();
+};
+struct CUfunc_st {
+  sim::Kernel kernel;
+};
+struct CUmod_st {
+  CUfunc_st pack = {sim::Kernel::kPack};
+  CUfunc_st unpack = {sim::Kernel::kUnpack};
+};
+
+namespace {
+
+constexpr int kGpusMax = 8;
+
+// Everything there is. Lives until the process ends, for threads may outlive the destructors.
+struct Machine {
+  sim::Memory memory;
+  std::mutex mutex;
+  int gpu_count = 2;
+  bool is_started = false;
+  CUctx_st contexts[kGpusMax];
+  std::unique_ptr<CUstream_st> default_streams[kGpusMax];
+  std::set<void*> handles;
+  std::atomic<std::uint64_t> seed = 1;
+  std::atomic<std::uint64_t> launches = 0;
+  // Which call is to fail.
+  std::uint64_t calls = 0;
+  std::string fail_call;
+  std::uint64_t fail_in = 0;  // 0: none.
+  int fail_result = 0;
+  bool fail_is_sticky = false;
+  int broken = 0;  // A sticky error.
+};
+
+Machine& machine() {
+  static Machine* const made = [] {
+    auto* const fresh = new Machine;
+    if (const char* const count = std::getenv("STILLFRAME_SIMULATED_GPUS")) {
+      fresh->gpu_count = std::min(std::atoi(count), kGpusMax);
+    }
+    for (int i = 0; i < kGpusMax; ++i) fresh->contexts[i].ordinal = i;
+    return fresh;
+  }();
+  return *made;
+}
+
+// The contexts that a thread has pushed.
+thread_local std::vector<CUcontext> pushed;
+
+// What a call gives before it does anything; CUDA_SUCCESS: it may go on.
+CUresult enter(const char* call) {
+  Machine& all = machine();
+  const std::lock_guard lock(all.mutex);
+  ++all.calls;
+  if (all.broken != 0) return static_cast<CUresult>(all.broken);
+  if (all.fail_in != 0 && (all.fail_call.empty() || all.fail_call == call) && --all.fail_in == 0) {
+    if (all.fail_is_sticky) all.broken = all.fail_result;
+    return static_cast<CUresult>(all.fail_result);
+  }
+  if (!all.is_started && std::strcmp(call, "cuInit") != 0) return CUDA_ERROR_NOT_INITIALIZED;
+  return CUDA_SUCCESS;
+}
+
+#define ENTER(call)                                                      \
+  do {                                                                   \
+    if (const CUresult entered = enter(call); entered != CUDA_SUCCESS) { \
+      return entered;                                                    \
+    }                                                                    \
+  } while (false)
+#define ENTER_WITH_CONTEXT(call) \
+  ENTER(call);                   \
+  if (pushed.empty()) return CUDA_ERROR_INVALID_CONTEXT
+
+template <class Handle>
+Handle add_handle(Handle handle) {
+  const std::lock_guard lock(machine().mutex);
+  machine().handles.insert(handle);
+  return handle;
+}
+
+void check_handle(void* handle, const char* what) {
+  const std::lock_guard lock(machine().mutex);
+  if (!machine().handles.contains(handle)) {
+    sim::violate(std::string("use of ") + what + " that was destroyed or never made");
+  }
+}
+
+void remove_handle(void* handle, const char* what) {
+  const std::lock_guard lock(machine().mutex);
+  if (machine().handles.erase(handle) == 0) {
+    sim::violate(std::string("end of ") + what + " that was destroyed or never made");
+  }
+}
+
+CUstream_st& stream_of(CUstream stream) {
+  if (stream != nullptr) {
+    check_handle(stream, "a stream");
+    return *stream;
+  }
+  const int ordinal = pushed.empty() ? 0 : pushed.back()->ordinal;
+  Machine& all = machine();
+  const std::lock_guard lock(all.mutex);
+  auto& made = all.default_streams[ordinal];
+  if (!made) made = std::make_unique<CUstream_st>(ordinal, all.seed++);
+  return *made;
+}
+
+bool is_ordinal(int ordinal) { return ordinal >= 0 && ordinal < machine().gpu_count; }
+
+// Memory of the host for a copy: page-locked or not, but never a GPU's.
+void check_host(const void* memory) {
+  sim::Allocation found;
+  if (machine().memory.look_up(reinterpret_cast<CUdeviceptr>(memory), found)) {
+    sim::violate("a GPU's address is given where one of the host belongs");
+  }
+}
+
+}  // namespace
+
+// --- Control -------------------------------------------------------------------------------------
+
+#define CONTROL extern "C" __attribute__((visibility("default"))) void
+
+CONTROL simulated_cuda_fail(const char* call, std::uint64_t nth, int result, int is_sticky) {
+  Machine& all = machine();
+  const std::lock_guard lock(all.mutex);
+  all.fail_call = call;
+  all.fail_in = nth;
+  all.fail_result = result;
+  all.fail_is_sticky = is_sticky != 0;
+}
+
+CONTROL simulated_cuda_heal() {
+  Machine& all = machine();
+  const std::lock_guard lock(all.mutex);
+  all.fail_in = 0;
+  all.broken = 0;
+}
+
+CONTROL simulated_cuda_limit(std::uint64_t device_bytes) { machine().memory.limit(device_bytes); }
+
+CONTROL simulated_cuda_count(simulated_cuda_counts* counts) {
+  Machine& all = machine();
+  counts->device_bytes = all.memory.device_bytes();
+  counts->host_bytes = all.memory.host_bytes();
+  counts->launches = all.launches;
+  const std::lock_guard lock(all.mutex);
+  counts->calls = all.calls;
+  counts->handles = all.handles.size();
+}
+
+// --- The driver and its GPUs ---------------------------------------------------------------------
+
+ENTRY cuInit(unsigned int) {
+  ENTER("cuInit");
+  if (machine().gpu_count <= 0) return CUDA_ERROR_NO_DEVICE;
+  const std::lock_guard lock(machine().mutex);
+  machine().is_started = true;
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDriverGetVersion(int* version) {
+  *version = 13000;
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuGetErrorName(CUresult result, const char** name) {
+  switch (result) {
+    case CUDA_ERROR_OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; return CUDA_SUCCESS;
+    case CUDA_ERROR_NO_DEVICE: *name = "CUDA_ERROR_NO_DEVICE"; return CUDA_SUCCESS;
+    case CUDA_ERROR_INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; return CUDA_SUCCESS;
+    case CUDA_ERROR_ILLEGAL_ADDRESS: *name = "CUDA_ERROR_ILLEGAL_ADDRESS"; return CUDA_SUCCESS;
+    default: *name = "CUDA_ERROR_UNKNOWN"; return CUDA_SUCCESS;
+  }
+}
+
+ENTRY cuGetErrorString(CUresult, const char** text) {
+  *text = "simulated";
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDeviceGetCount(int* count) {
+  ENTER("cuDeviceGetCount");
+  *count = machine().gpu_count;
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDeviceGet(CUdevice* device, int ordinal) {
+  ENTER("cuDeviceGet");
+  if (!is_ordinal(ordinal)) return CUDA_ERROR_INVALID_DEVICE;
+  *device = ordinal;
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDeviceGetName(char* name, int length, CUdevice) {
+  ENTER("cuDeviceGetName");
+  std::strncpy(name, "Simulated GPU", static_cast<std::size_t>(length));
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDeviceGetUuid(CUuuid* uuid, CUdevice device) {
+  ENTER("cuDeviceGetUuid");
+  std::memset(uuid->bytes, 0x50 + device, sizeof uuid->bytes);
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDeviceTotalMem(std::size_t* bytes, CUdevice) {
+  ENTER("cuDeviceTotalMem");
+  *bytes = std::size_t{4} << 30;
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice) {
+  ENTER("cuDeviceGetAttribute");
+  switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = 9; return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = 0; return CUDA_SUCCESS;
+    default: return CUDA_ERROR_INVALID_VALUE;
+  }
+}
+
+// --- Contexts ------------------------------------------------------------------------------------
+
+ENTRY cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
+  ENTER("cuDevicePrimaryCtxRetain");
+  if (!is_ordinal(device)) return CUDA_ERROR_INVALID_DEVICE;
+  const std::lock_guard lock(machine().mutex);
+  *context = &machine().contexts[device];
+  ++(*context)->retained;
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuDevicePrimaryCtxRelease(CUdevice device) {
+  ENTER("cuDevicePrimaryCtxRelease");
+  const std::lock_guard lock(machine().mutex);
+  if (machine().contexts[device].retained-- == 0) {
+    sim::violate("a primary context is released that was not retained");
+  }
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuCtxPushCurrent(CUcontext context) {
+  ENTER("cuCtxPushCurrent");
+  {
+    const std::lock_guard lock(machine().mutex);
+    if (context->retained == 0) sim::violate("use of a context that was released");
+  }
+  pushed.push_back(context);
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuCtxPopCurrent(CUcontext* context) {
+  // Not to fail on demand: what was pushed must be popped.
+  if (pushed.empty()) return CUDA_ERROR_INVALID_CONTEXT;
+  *context = pushed.back();
+  pushed.pop_back();
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuCtxSynchronize() {
+  ENTER_WITH_CONTEXT("cuCtxSynchronize");
+  std::vector<CUstream_st*> streams;
+  {
+    Machine& all = machine();
+    const std::lock_guard lock(all.mutex);
+    // Only the default stream: what tests wait for this way.
+    if (auto& made = all.default_streams[pushed.back()->ordinal]) streams.push_back(made.get());
+  }
+  for (CUstream_st* const stream : streams) stream->stream.wait_idle();
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+  ENTER_WITH_CONTEXT("cuCtxGetStreamPriorityRange");
+  *least = 0;
+  *greatest = -5;
+  return CUDA_SUCCESS;
+}
+
+// --- Streams and events --------------------------------------------------------------------------
+
+ENTRY cuStreamCreateWithPriority(CUstream* stream, unsigned int, int) {
+  ENTER_WITH_CONTEXT("cuStreamCreateWithPriority");
+  *stream = add_handle(new CUstream_st(pushed.back()->ordinal, machine().seed++));
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuStreamDestroy(CUstream stream) {
+  // What ends something does so even when the call fails.
+  remove_handle(stream, "a stream");
+  delete stream;
+  return enter("cuStreamDestroy");
+}
+
+ENTRY cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int) {
+  ENTER("cuStreamWaitEvent");
+  check_handle(event, "an event");
+  stream_of(stream).stream.enqueue(
+      [event = event->event, recorded = event->event->recorded()] { event->wait(recorded); });
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuEventCreate(CUevent* event, unsigned int) {
+  ENTER_WITH_CONTEXT("cuEventCreate");
+  *event = add_handle(new CUevent_st);
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuEventDestroy(CUevent event) {
+  remove_handle(event, "an event");
+  delete event;
+  return enter("cuEventDestroy");
+}
+
+ENTRY cuEventRecord(CUevent event, CUstream stream) {
+  ENTER("cuEventRecord");
+  check_handle(event, "an event");
+  stream_of(stream).stream.enqueue(
+      [event = event->event, recorded = event->event->record()] { event->reach(recorded); });
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuEventQuery(CUevent event) {
+  ENTER("cuEventQuery");
+  check_handle(event, "an event");
+  return event->event->is_reached() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
+
+// --- Memory --------------------------------------------------------------------------------------
+
+ENTRY cuMemAlloc(CUdeviceptr* data, std::size_t bytes) {
+  ENTER_WITH_CONTEXT("cuMemAlloc");
+  if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+  *data = machine().memory.allocate(pushed.back()->ordinal, bytes);
+  return *data == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+ENTRY cuMemFree(CUdeviceptr data) {
+  machine().memory.free(data);
+  return enter("cuMemFree");
+}
+
+ENTRY cuMemHostAlloc(void** data, std::size_t bytes, unsigned int) {
+  ENTER_WITH_CONTEXT("cuMemHostAlloc");
+  if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+  *data = machine().memory.allocate_host(bytes);
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuMemFreeHost(void* data) {
+  machine().memory.free_host(data);
+  return enter("cuMemFreeHost");
+}
+
+ENTRY cuMemHostRegister(void* data, std::size_t bytes, unsigned int) {
+  ENTER_WITH_CONTEXT("cuMemHostRegister");
+  return machine().memory.register_host(data, bytes) ? CUDA_SUCCESS
+                                                     : CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+}
+
+ENTRY cuMemHostUnregister(void* data) {
+  if (!machine().memory.unregister_host(data)) {
+    sim::violate("cuMemHostUnregister of what is not registered");
+  }
+  return enter("cuMemHostUnregister");
+}
+
+ENTRY cuMemHostGetDevicePointer(CUdeviceptr* address, void* host, unsigned int) {
+  ENTER_WITH_CONTEXT("cuMemHostGetDevicePointer");
+  *address = machine().memory.find_host(host);
+  return *address == 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+ENTRY cuMemcpyDtoHAsync(void* target, CUdeviceptr source, std::size_t bytes, CUstream stream) {
+  ENTER_WITH_CONTEXT("cuMemcpyDtoHAsync");
+  check_host(target);
+  stream_of(stream).stream.enqueue([=] {
+    const sim::Allocation from = machine().memory.find(source, bytes, "a copy to the host");
+    std::memcpy(target, from.memory + (source - from.begin), bytes);
+  });
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuMemcpyHtoDAsync(CUdeviceptr target, const void* source, std::size_t bytes,
+                        CUstream stream) {
+  ENTER_WITH_CONTEXT("cuMemcpyHtoDAsync");
+  check_host(source);
+  stream_of(stream).stream.enqueue([=] {
+    const sim::Allocation to = machine().memory.find(target, bytes, "a copy to a GPU");
+    std::memcpy(to.memory + (target - to.begin), source, bytes);
+  });
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, std::size_t bytes,
+                        CUstream stream) {
+  ENTER_WITH_CONTEXT("cuMemcpyDtoDAsync");
+  stream_of(stream).stream.enqueue([=] {
+    const sim::Allocation from = machine().memory.find(source, bytes, "a copy on a GPU");
+    const sim::Allocation to = machine().memory.find(target, bytes, "a copy on a GPU");
+    std::memcpy(to.memory + (target - to.begin), from.memory + (source - from.begin), bytes);
+  });
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attributes, void** values,
+                             CUdeviceptr address) {
+  ENTER("cuPointerGetAttributes");
+  sim::Allocation found;
+  const bool is_known =
+      machine().memory.look_up(address, found) && found.kind == sim::Allocation::Kind::kDevice;
+  for (unsigned int i = 0; i < count; ++i) {
+    switch (attributes[i]) {
+      case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+        *static_cast<unsigned int*>(values[i]) = is_known ? CU_MEMORYTYPE_DEVICE : 0;
+        break;
+      case CU_POINTER_ATTRIBUTE_IS_MANAGED: *static_cast<unsigned int*>(values[i]) = 0; break;
+      case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+        *static_cast<int*>(values[i]) = found.ordinal;
+        break;
+      case CU_POINTER_ATTRIBUTE_BUFFER_ID:
+        *static_cast<unsigned long long*>(values[i]) = found.id;
+        break;
+      case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+        *static_cast<CUdeviceptr*>(values[i]) = found.begin;
+        break;
+      case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+        *static_cast<std::size_t*>(values[i]) = found.bytes;
+        break;
+      default: return CUDA_ERROR_INVALID_VALUE;
+    }
+  }
+  return CUDA_SUCCESS;
+}
+
+// --- Kernels -------------------------------------------------------------------------------------
+
+ENTRY cuModuleLoadData(CUmodule* module, const void* image) {
+  ENTER_WITH_CONTEXT("cuModuleLoadData");
+  constexpr std::uint32_t kFatbinMagic = 0xBA55ED50;
+  std::uint32_t magic = 0;
+  std::memcpy(&magic, image, sizeof magic);
+  if (magic != kFatbinMagic) return CUDA_ERROR_INVALID_IMAGE;
+  *module = add_handle(new CUmod_st);
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuModuleUnload(CUmodule module) {
+  remove_handle(module, "a module");
+  delete module;
+  return enter("cuModuleUnload");
+}
+
+ENTRY cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+  ENTER("cuModuleGetFunction");
+  check_handle(module, "a module");
+  if (std::strcmp(name, "stillframe_pack") == 0) {
+    *function = &module->pack;
+  } else if (std::strcmp(name, "stillframe_unpack") == 0) {
+    *function = &module->unpack;
+  } else {
+    return CUDA_ERROR_NOT_FOUND;
+  }
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuLaunchKernel(CUfunction function, unsigned int blocks, unsigned int, unsigned int,
+                     unsigned int threads, unsigned int, unsigned int, unsigned int,
+                     CUstream stream, void** arguments, void**) {
+  ENTER_WITH_CONTEXT("cuLaunchKernel");
+  if (blocks == 0 || threads != stillframe::kernels::kBlockThreads) return CUDA_ERROR_INVALID_VALUE;
+  ++machine().launches;
+  stillframe::kernels::PackJob job;
+  std::memcpy(&job, arguments[0], sizeof job);
+  CUstream_st& on = stream_of(stream);
+  on.stream.enqueue([job, blocks, kernel = function->kernel, ordinal = on.stream.ordinal(),
+                     seed = machine().seed++] {
+    std::mt19937_64 random(seed);
+    sim::run_kernel(machine().memory, ordinal, kernel, job, blocks, random);
+  });
+  return CUDA_SUCCESS;
+}
