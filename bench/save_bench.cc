@@ -118,7 +118,7 @@ class Workload {
       tensors_.push_back(
           {.name = names_[i].c_str(), .shape = &sizes_[i], .dimension_count = 1, .dtype = kU8});
       sources_.push_back(
-          {.data = memory + offset, .stride_bytes = nullptr, .lazy = 0, .reserved = 0});
+          {.data = memory + offset, .stride_bytes = nullptr, .lazy = 0, .memory = SF_MEMORY_HOST});
       targets_.push_back({.part_index = 0,
                           .name = names_[i].c_str(),
                           .data = memory + offset,

@@ -222,6 +222,10 @@ Result<Session::SaveRequest> save_request(const sf_save_options& given) {
   request.check =
       given.check == SF_CHECK_FULL ? TornCheck::Extent::kFull : TornCheck::Extent::kSample;
   request.busy_timeout_ms = given.busy_timeout_ms;
+  if (given.stream_count != 0) {
+    if (given.streams == nullptr) return refuse("streams are counted but not given");
+    request.streams = {given.streams, given.stream_count};
+  }
   return request;
 }
 
@@ -393,6 +397,12 @@ int sf_capture_wait(sf_session* session, uint64_t ticket, uint32_t timeout_ms, i
   return sf::with_session(session, error, [&](sf::Session& open) {
     return sf::conclude(error, open.wait_capture(ticket, timeout_ms, help != 0),
                         "the capture did not move for the time given");
+  });
+}
+
+int sf_capture_fence(sf_session* session, uint64_t ticket, uint32_t timeout_ms, sf_error* error) {
+  return sf::with_session(session, error, [&](sf::Session& open) {
+    return sf::conclude(error, open.open_fence(ticket, timeout_ms), "nothing was copied in time");
   });
 }
 

@@ -41,6 +41,14 @@ void CaptureEngine::begin(const Job& job) {
     next_part_ = 0;
     next_extent_ = 0;
     done_count_ = 0;
+    packed_count_ = 0;
+    packed_done_count_ = 0;
+    if (job.is_packed != nullptr) {
+      for (const std::vector<bool>& part : *job.is_packed) {
+        packed_count_ += static_cast<std::uint64_t>(std::ranges::count(part, true));
+      }
+    }
+    skip_packed_locked();
     failure_.reset();
     start_copiers_locked();
   }
@@ -71,15 +79,28 @@ void CaptureEngine::run_copier() {
   }
 }
 
+// To the next extent that is copied here.
+void CaptureEngine::skip_packed_locked() {
+  const std::vector<LayoutPart>& parts = job_.sources->layout().parts;
+  while (next_part_ < part_count_) {
+    if (next_extent_ == parts[next_part_].extent_count) {
+      ++next_part_;
+      next_extent_ = 0;
+    } else if (job_.is_packed != nullptr && (*job_.is_packed)[next_part_][next_extent_]) {
+      ++next_extent_;
+    } else {
+      return;
+    }
+  }
+}
+
 // There is work. Unlocks while it copies.
 void CaptureEngine::copy_one(std::unique_lock<std::mutex>& lock) {
   const std::size_t part_index = next_part_;
   const std::uint32_t extent = next_extent_;
   const LayoutPart& part = job_.sources->layout().parts[part_index];
-  if (++next_extent_ == part.extent_count) {
-    ++next_part_;
-    next_extent_ = 0;
-  }
+  ++next_extent_;
+  skip_packed_locked();
   ++in_hand_count_;
   const Job job = job_;
   lock.unlock();
@@ -114,14 +135,32 @@ void CaptureEngine::publish_locked(std::size_t part, std::uint32_t extent, std::
   ++done_count_;
 }
 
+Status CaptureEngine::publish(std::uint64_t ticket, std::uint32_t part, std::uint32_t extent,
+                              std::uint64_t hash) {
+  const std::lock_guard lock(mutex_);
+  if (job_.ticket != ticket || state_ != State::kRunning) {
+    return Error(Code::kCancelled, "the capture has ended");
+  }
+  if (!failure_) publish_locked(part, extent, hash);
+  if (failure_) return *failure_;
+  ++packed_done_count_;
+  changed_.notify_all();
+  return ok();
+}
+
 Result<CaptureEngine::Progress> CaptureEngine::step(
-    std::uint64_t ticket, bool helps, std::chrono::steady_clock::time_point patience_end) {
+    std::uint64_t ticket, bool helps, std::chrono::steady_clock::time_point patience_end,
+    Scope scope) {
   std::unique_lock lock(mutex_);
   const std::uint64_t done_before = done_count_;
   for (;;) {
     if (job_.ticket != ticket) return Progress::kOther;
     if (failure_) return *failure_;
-    if (done_count_ == extent_count_) return Progress::kDone;
+    const std::uint64_t host_done_count = done_count_ - packed_done_count_;
+    if (scope == Scope::kAll ? done_count_ == extent_count_
+                             : host_done_count == extent_count_ - packed_count_) {
+      return Progress::kDone;
+    }
     if (done_count_ != done_before) return Progress::kMoved;
     if (helps && has_work_locked()) {
       copy_one(lock);

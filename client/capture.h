@@ -37,6 +37,8 @@ class CaptureEngine {
     kernels::CopyKernel kernel;
     std::uint64_t ticket = 0;         // Ours: what wait() names.
     std::uint64_t daemon_ticket = 0;  // What the ring's records say.
+    // By part and extent: those that come by publish() instead. nullptr: none.
+    const std::vector<std::vector<bool>>* is_packed = nullptr;
   };
   // Session thread, no capture running.
   void begin(const Job& job);
@@ -47,10 +49,21 @@ class CaptureEngine {
     kStuck,  // None until `patience_end`.
     kOther,  // That ticket is not the one that is being captured.
   };
+  // Of what step() waits.
+  enum class Scope : std::uint8_t {
+    kAll,
+    kHost,  // Of the extents that are copied here.
+  };
   // One step of waiting, by any thread: copies one extent when `helps` and one is left, else waits
   // for others to finish one. The Error: what ended the capture early.
   Result<Progress> step(std::uint64_t ticket, bool helps,
-                        std::chrono::steady_clock::time_point patience_end);
+                        std::chrono::steady_clock::time_point patience_end,
+                        Scope scope = Scope::kAll);
+
+  // An extent of Job::is_packed is in the slot, with this hash. Any thread. The Error: what ended
+  // that capture.
+  Status publish(std::uint64_t ticket, std::uint32_t part, std::uint32_t extent,
+                 std::uint64_t hash);
 
   // No further extent of that capture is begun; waiting threads get `reason`. Any thread; does not
   // wait. Without a ticket: of whatever is being captured.
@@ -66,6 +79,7 @@ class CaptureEngine {
   void start_copiers_locked();
   void run_copier();
   bool has_work_locked() const noexcept;
+  void skip_packed_locked();
   void copy_one(std::unique_lock<std::mutex>& lock);
   void publish_locked(std::size_t part, std::uint32_t extent, std::uint64_t hash);
 
@@ -82,6 +96,8 @@ class CaptureEngine {
   std::size_t next_part_ = 0;  // The extent to be taken next; parts follow each other.
   std::uint32_t next_extent_ = 0;
   std::uint64_t done_count_ = 0;
+  std::uint64_t packed_count_ = 0;  // Of all extents, those of Job::is_packed; and of those done.
+  std::uint64_t packed_done_count_ = 0;
   std::uint64_t in_hand_count_ = 0;
   std::optional<Error> failure_;
   bool is_ending_ = false;

@@ -56,7 +56,12 @@ Status CaptureSources::fill(std::span<const sf_source> tensors) {
     if (tensors[i].data == nullptr && source.bytes != 0) {
       return Error(Code::kInvalidArgument, concat("save: tensor ", spec.name, " has no memory"));
     }
-    source.data = static_cast<const std::byte*>(tensors[i].data);
+    if (tensors[i].memory != SF_MEMORY_HOST && tensors[i].memory != SF_MEMORY_CUDA) {
+      return Error(Code::kInvalidArgument,
+                   concat("save: the memory of tensor ", spec.name, " is no sf_memory"));
+    }
+    const bool is_on_host = tensors[i].memory == SF_MEMORY_HOST;
+    source.data = is_on_host ? static_cast<const std::byte*>(tensors[i].data) : nullptr;
     source.strides = nullptr;
     if (is_strided(spec, tensors[i].stride_bytes)) {
       auto& strides = strides_[i];
@@ -69,14 +74,19 @@ Status CaptureSources::fill(std::span<const sf_source> tensors) {
                                    tensors[i].stride_bytes + spec.shape.size());
       source.strides = strides.get();
     }
-    if (tensors[i].lazy != 0 && source.bytes != 0) lazy_.push_back(place);
+    if (tensors[i].lazy != 0 && source.bytes != 0 && is_on_host) lazy_.push_back(place);
   }
   return ok();
 }
 
+void CaptureSources::set_fetched(std::uint32_t tensor, const std::byte* data) {
+  const TensorPlace place = layout_->tensors[tensor];
+  parts_[place.part][place.source].data = data;
+}
+
 void CaptureSources::copy_eager(std::span<const sf_source> tensors, Bytes slot) {
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (tensors[i].lazy != 0) continue;
+    if (tensors[i].lazy != 0 || tensors[i].memory != SF_MEMORY_HOST) continue;
     const TensorPlace place = layout_->tensors[i];
     kernels::Source& source = parts_[place.part][place.source];
     if (source.bytes == 0) continue;

@@ -22,18 +22,23 @@ class CaptureSources {
   explicit CaptureSources(std::shared_ptr<const Layout> layout);
 
   // Takes the tensors' addresses, in the order of the layout. kInvalidArgument: their number
-  // differs from the layout's or one has no memory; the message names it.
+  // differs from the layout's, or one has no memory or memory of no kind; the message names it.
   Status fill(std::span<const sf_source> tensors);
 
-  // Copies every tensor that is not lazy to its place in the slot, which is its source from then
-  // on.
+  // A tensor of a GPU has no address here until its bytes were brought to the host, element 0 to
+  // `data`. Those that a GPU packs itself never get one.
+  void set_fetched(std::uint32_t tensor, const std::byte* data);
+
+  // Copies every tensor of the host that is not lazy to its place in the slot, which is its source
+  // from then on.
   void copy_eager(std::span<const sf_source> tensors, Bytes slot);
 
   std::span<const kernels::Source> of_part(std::size_t part) const { return parts_[part]; }
   const kernels::Source& source(TensorPlace place) const {
     return parts_[place.part][place.source];
   }
-  // Tensors that are still read from the user's memory after copy_eager(), without empty ones.
+  // Tensors of the host that are still read from the user's memory after copy_eager(), without
+  // empty ones.
   std::span<const TensorPlace> lazy() const noexcept { return lazy_; }
   const Layout& layout() const noexcept { return *layout_; }
 

@@ -131,14 +131,24 @@ SF_API int sf_layout_register(sf_session* session, const sf_part* parts, uint64_
 
 /* ---- save ------------------------------------------------------------------------------------ */
 
+enum sf_memory { SF_MEMORY_HOST = 0, SF_MEMORY_CUDA = 1 };
+
 /* The memory of one tensor at save time, in the order of the layout (parts in order, tensors in
- * order). */
+ * order). That of a GPU belongs to the GPU's primary context; which GPU, its driver tells. */
 typedef struct sf_source {
   const void* data;            /* may be NULL for an empty tensor */
   const int64_t* stride_bytes; /* [dimension_count]; NULL: contiguous, row-major */
   uint32_t lazy; /* nonzero: may be copied after the call, until CAPTURED; else before it returns */
-  uint32_t reserved; /* 0 */
+  uint32_t memory; /* enum sf_memory */
 } sf_source;
+
+/* The stream in whose order the trainer uses the memory of a GPU: a save holds what the work
+ * enqueued there before it leaves, and work enqueued behind sf_capture_fence() waits for it. */
+typedef struct sf_stream {
+  void* stream;      /* a CUstream, as torch.cuda.current_stream().cuda_stream; NULL: the default */
+  int32_t device;    /* as this process counts its GPUs */
+  uint32_t reserved; /* 0 */
+} sf_stream;
 
 enum sf_capture { SF_CAPTURE_EAGER = 0, SF_CAPTURE_LAZY = 1 };
 enum sf_check { SF_CHECK_SAMPLE = 0, SF_CHECK_FULL = 1 };
@@ -155,6 +165,8 @@ typedef struct sf_save_options {
   const double* metric_values;
   const char* state_json; /* typed JSON, docs/FORMAT.md section 5; copied */
   uint64_t state_bytes;
+  const sf_stream* streams; /* at most one for each GPU; one that is not named: its default */
+  uint64_t stream_count;
 } sf_save_options;
 
 /* Begins a save. When it returns SF_OK the save is ACCEPTED and *ticket names it; all eager memory
@@ -173,6 +185,16 @@ SF_API int sf_save_begin(sf_session* session, const sf_save_options* options,
  * ticket's fence_wait_ns grows by the time spent with help != 0. */
 SF_API int sf_capture_wait(sf_session* session, uint64_t ticket, uint32_t timeout_ms, int help,
                            sf_error* error);
+
+/* Opens the fence for work that the caller enqueues on GPUs from now on, without waiting for them.
+ * Waits, and copies, as sf_capture_wait() with help until the memory of the host is copied; makes
+ * the streams of the save wait until the memory of GPUs is. Then all of it may change: by work
+ * enqueued behind this call to those streams, or to others that wait for them. The save becomes
+ * CAPTURED by sf_capture_wait() and sf_capture_publish() as always, Without memory of
+ * GPUs, as sf_capture_wait() and what sf_capture_publish() compares. SF_DATA_LOSS, SF_TIMEOUT:
+ * as there. */
+SF_API int sf_capture_fence(sf_session* session, uint64_t ticket, uint32_t timeout_ms,
+                            sf_error* error);
 
 /* After sf_capture_wait() returned SF_OK: compares blocks of the lazy tensors with the snapshot and
  * makes it CAPTURED. From then on all memory may change. SF_DATA_LOSS: a tensor changed while it

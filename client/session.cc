@@ -57,11 +57,12 @@ std::uint64_t slot_wait_ms(const Session::SaveRequest& request, bool is_first) {
 Session::Session(SessionOptions options)
     : options_(std::move(options)),
       owner_pid_(::getpid()),
-      engine_(options_.copier_count != 0 ? options_.copier_count : default_copier_count()) {}
+      engine_(options_.copier_count != 0 ? options_.copier_count : default_copier_count()),
+      gpus_(engine_) {}
 
 Session::~Session() {
   // Without close(): the daemon learns of it as of a death.
-  engine_.stop(closed_error());
+  stop_engines(closed_error());
   if (const auto open = connection()) {
     open->set_handlers({});
     open->drop(closed_error());
@@ -138,7 +139,7 @@ Status Session::ensure_connected(Deadline deadline) {
   if (current && current->is_open()) return ok();
   if (capturing_) {
     // Its ticket has failed with the daemon; nothing may write to the slot when the arena goes.
-    engine_.stop(gone_error());
+    stop_engines(gone_error());
     capturing_.reset();
   }
   if (dial_again_ns_ > clock_.monotonic_ns()) return *dial_error_;
@@ -253,7 +254,7 @@ Result<std::uint64_t> Session::begin_attempt(const SaveRequest& request,
     return start_capture(request, tensors, begin_ns);
   } catch (const std::bad_alloc&) {
     // Nobody has the ticket, so nobody could end it.
-    if (capturing_) engine_.stop(out_of_memory());
+    if (capturing_) stop_engines(out_of_memory());
     capturing_.reset();
     throw;
   }
@@ -265,6 +266,8 @@ Result<std::uint64_t> Session::start_capture(const SaveRequest& request,
   // Before the daemon gives a slot away for it.
   auto filled = sources_->fill(tensors);
   if (!filled) return std::move(filled).error();
+  auto planned = gpus_.plan(layout_, tensors, request.capture == SF_CAPTURE_LAZY);
+  if (!planned) return std::move(planned).error();
 
   const bool is_first = !has_ready_slot();
   const std::int64_t asked_ns = clock_.monotonic_ns();
@@ -279,6 +282,7 @@ Result<std::uint64_t> Session::start_capture(const SaveRequest& request,
     (void)end_capture(populated.error());
     return std::move(populated).error();
   }
+  if (gpus_.is_needed()) register_slot(reply->slot);
 
   SaveInfo save;
   save.daemon_ticket = reply->ticket;
@@ -295,24 +299,53 @@ Result<std::uint64_t> Session::start_capture(const SaveRequest& request,
   }
   const std::uint64_t ticket = tickets_.add(std::move(save));
   capturing_->ticket = ticket;
-  if (request.capture == SF_CAPTURE_LAZY) {
-    sources_->copy_eager(tensors, slot_bytes_of(reply->slot));
+  auto begun = begin_engines(request, tensors, ticket);
+  if (begun && request.capture == SF_CAPTURE_EAGER) {
+    // Everything is captured before this returns; the calling thread copies too.
+    begun = copy_all(ticket);
+    if (begun) begun = end_capture(std::nullopt);
+  } else if (begun && gpus_.is_needed() && gpus_.is_eager()) {
+    begun = copy_all(ticket);
   }
+  if (!begun) {
+    if (capturing_) (void)end_capture(begun.error());
+    return std::move(begun).error();
+  }
+  tickets_.set_begin_call_ns(ticket, clock_.monotonic_ns() - begin_ns);
+  return ticket;
+}
+
+// What has to be read before the trainer goes on is read here; the rest is begun.
+Status Session::begin_engines(const SaveRequest& request, std::span<const sf_source> tensors,
+                              std::uint64_t ticket) {
+  const Bytes slot = slot_bytes_of(capturing_->slot);
+  const GpuCapture::Job on_gpus{
+      .slot = slot,
+      .is_slot_registered = static_cast<bool>(slots_[capturing_->slot].registration),
+      .ticket = ticket,
+      .streams = request.streams};
+  if (gpus_.is_needed()) {
+    auto begun = gpus_.begin(on_gpus, *sources_);
+    if (!begun) return begun;
+  }
+  if (request.capture == SF_CAPTURE_LAZY) sources_->copy_eager(tensors, slot);
   engine_.begin({.sources = sources_.get(),
-                 .slot = slot_bytes_of(reply->slot),
+                 .slot = slot,
                  .kernel = kernel_,
                  .ticket = ticket,
-                 .daemon_ticket = reply->ticket});
+                 .daemon_ticket = capturing_->daemon_ticket,
+                 .is_packed = gpus_.is_needed() ? &gpus_.is_packed() : nullptr});
   // A save that the daemon gave up before the capture even began.
   if (const auto known = tickets_.find(ticket); known && known->failure) {
     engine_.abort(ticket, *known->failure);
   }
-  if (request.capture == SF_CAPTURE_EAGER) {
-    auto finished = finish_eager(ticket);
-    if (!finished) return std::move(finished).error();
-  }
-  tickets_.set_begin_call_ns(ticket, clock_.monotonic_ns() - begin_ns);
-  return ticket;
+  return gpus_.is_needed() ? gpus_.start(on_gpus) : ok();
+}
+
+// Afterwards nothing of ours touches the sources and the slot.
+void Session::stop_engines(const Error& reason) noexcept {
+  engine_.stop(reason);
+  gpus_.stop();
 }
 
 std::optional<Session::Offer> Session::take_offer() {
@@ -384,27 +417,31 @@ Status Session::populate(std::uint32_t slot) {
   return populated;
 }
 
-// Everything is copied and captured before this returns; the calling thread copies too.
-Status Session::finish_eager(std::uint64_t ticket) {
+// At its first use with GPUs. One that cannot be is only slower.
+void Session::register_slot(std::uint32_t slot) {
+  Slot& taken = slots_[slot];
+  if (taken.is_registration_tried) return;
+  taken.is_registration_tried = true;
+  auto registered = gpus_.register_slot(slot_bytes_of(slot));
+  if (registered) taken.registration = *std::move(registered);
+}
+
+// Until every extent is in the slot; the calling thread copies too.
+Status Session::copy_all(std::uint64_t ticket) {
   constexpr std::uint64_t kPatienceMs = 10'000;
   for (;;) {
     auto progress = engine_.step(ticket, true, Deadline::after_ms(kPatienceMs).time());
-    if (!progress) {
-      (void)end_capture(progress.error());
-      return std::move(progress).error();
-    }
-    if (*progress == CaptureEngine::Progress::kDone) return end_capture(std::nullopt);
+    if (!progress) return std::move(progress).error();
+    if (*progress == CaptureEngine::Progress::kDone) return ok();
     if (*progress == CaptureEngine::Progress::kMoved) continue;
-    const Error stuck(Code::kInternal, "a copier did not finish its extent");
-    (void)end_capture(stuck);
-    return stuck;
+    return Error(Code::kInternal, "a copier did not finish its extent");
   }
 }
 
 // Tells the daemon and the ticket how the capture ended. Afterwards nothing touches the sources.
 Status Session::end_capture(std::optional<Error> failure) {
   const Capturing capturing = *std::exchange(capturing_, std::nullopt);
-  if (failure) engine_.stop(*failure);
+  if (failure) stop_engines(*failure);
   const auto current = connection();
   STEP("client end capture");
   wire::EndCaptureT message;
@@ -456,6 +493,57 @@ Result<Waited> Session::wait_capture(std::uint64_t ticket, std::uint32_t timeout
   }
 }
 
+Result<Waited> Session::open_fence(std::uint64_t ticket, std::uint32_t timeout_ms) {
+  const std::int64_t begin_ns = clock_.monotonic_ns();
+  const auto known = tickets_.find(ticket);
+  if (!known) {
+    return Error(Code::kInvalidArgument, concat("ticket ", ticket, " is not known"));
+  }
+  if (!capturing_ || capturing_->ticket != ticket) {
+    if (known->failure) return *known->failure;
+    return Waited::kReached;
+  }
+  const auto note_time = [&] {
+    tickets_.add_fence_wait_ns(ticket, clock_.monotonic_ns() - begin_ns);
+  };
+  // The streams first: that is done at once, and what the host copies may take a while.
+  if (gpus_.is_needed()) {
+    auto held = gpus_.fence(Deadline::after_ms(timeout_ms));
+    if (!held) {
+      (void)end_capture(held.error());
+      return std::move(held).error();
+    }
+    if (!*held) {
+      note_time();
+      return Waited::kTimedOut;
+    }
+  }
+  for (;;) {
+    auto progress = engine_.step(ticket, true, Deadline::after_ms(timeout_ms).time(),
+                                 CaptureEngine::Scope::kHost);
+    if (progress && *progress == CaptureEngine::Progress::kMoved) continue;
+    note_time();
+    if (!progress) return std::move(progress).error();
+    if (*progress == CaptureEngine::Progress::kStuck) return Waited::kTimedOut;
+    break;
+  }
+  auto compared = compare(known->step);
+  if (!compared) return end_capture(compared.error()).error();
+  capturing_->is_compared = true;
+  return Waited::kReached;
+}
+
+// Whether the host's lazy tensors are still what was copied.
+Status Session::compare(std::int64_t step) {
+  const auto torn =
+      torn_check_.find_torn(*sources_, slot_bytes_of(capturing_->slot), capturing_->check,
+                            gpus_.is_needed() ? &gpus_.is_packed() : nullptr);
+  if (!torn) return ok();
+  return Error(Code::kDataLoss,
+               concat("tensor ", *torn, " changed while it was captured; the save of step ", step,
+                      " has failed"));
+}
+
 Status Session::publish(std::uint64_t ticket) {
   const auto known = tickets_.find(ticket);
   if (!known) {
@@ -475,13 +563,9 @@ Status Session::publish(std::uint64_t ticket) {
     return Error(Code::kInvalidArgument,
                  concat("ticket ", ticket, " is still being copied; wait for the capture first"));
   }
-  const auto torn =
-      torn_check_.find_torn(*sources_, slot_bytes_of(capturing_->slot), capturing_->check);
-  if (torn) {
-    return end_capture(
-        Error(Code::kDataLoss,
-              concat("tensor ", *torn, " changed while it was captured; the save of step ",
-                     known->step, " has failed")));
+  if (!capturing_->is_compared) {
+    auto compared = compare(known->step);
+    if (!compared) return end_capture(compared.error());
   }
   return end_capture(std::nullopt);
 }
@@ -642,15 +726,15 @@ std::string Session::describe() {
     format::append_json_string(json, text);
     return json;
   };
-  return concat("{\"lane\": \"host\", \"lane_reason\": ", quoted("the only lane of this version"),
-                ", \"copy_kernel\": ", quoted(kernels::name(kernel_)),
-                ", \"page_kind\": ", quoted(page_kind), ", \"slot_count\": ", slots_.size(),
-                ", \"slots_ready\": ", ready_count, ", \"slot_bytes\": ", slot_bytes_,
-                ", \"socket\": ", quoted(socket_path_),
-                ", \"daemon_version\": ", quoted(daemon_version_),
-                ", \"connected\": ", current && current->is_open() ? "true" : "false",
-                ", \"saves\": {\"accepted\": ", counts.accepted, ", \"durable\": ", counts.durable,
-                ", \"failed\": ", counts.failed, "}}");
+  return concat(
+      "{\"lane\": ", quoted(gpus_.lane()), ", \"lane_reason\": ", quoted(gpus_.lane_reason()),
+      ", \"copy_kernel\": ", quoted(kernels::name(kernel_)), ", \"page_kind\": ", quoted(page_kind),
+      ", \"slot_count\": ", slots_.size(), ", \"slots_ready\": ", ready_count,
+      ", \"slot_bytes\": ", slot_bytes_, ", \"socket\": ", quoted(socket_path_),
+      ", \"daemon_version\": ", quoted(daemon_version_),
+      ", \"connected\": ", current && current->is_open() ? "true" : "false",
+      ", \"saves\": {\"accepted\": ", counts.accepted, ", \"durable\": ", counts.durable,
+      ", \"failed\": ", counts.failed, "}}");
 }
 
 }  // namespace stillframe::client

@@ -21,6 +21,7 @@
 #include "client/connection.h"
 #include "client/deadline.h"
 #include "client/dial.h"
+#include "client/gpu_capture.h"
 #include "client/layout.h"
 #include "client/libstillframe.h"
 #include "client/ticket_table.h"
@@ -60,11 +61,14 @@ class Session {
     sf_capture capture = SF_CAPTURE_EAGER;
     TornCheck::Extent check = TornCheck::Extent::kSample;
     std::uint32_t busy_timeout_ms = 0;
+    std::span<const sf_stream> streams;
   };
   // Returns the ticket. Nothing is held after an error. The contract is sf_save_begin()'s.
   Result<std::uint64_t> begin_save(const SaveRequest& request, std::span<const sf_source> tensors);
 
   Result<Waited> wait_capture(std::uint64_t ticket, std::uint32_t timeout_ms, bool helps);
+  // Contract: sf_capture_fence().
+  Result<Waited> open_fence(std::uint64_t ticket, std::uint32_t timeout_ms);
   Status publish(std::uint64_t ticket);
   Status void_capture(std::uint64_t ticket, const Error& reason);
 
@@ -104,6 +108,8 @@ class Session {
 
   struct Slot {
     bool is_populated = false;  // Our page table knows its pages.
+    bool is_registration_tried = false;
+    cuda::HostRegistration registration;  // Page-locked for GPUs, if it could be.
   };
   struct Offer {
     std::uint64_t layout_id = 0;
@@ -132,7 +138,12 @@ class Session {
                                       std::span<const sf_source> tensors, std::int64_t begin_ns);
   std::optional<Offer> take_offer();
   Status populate(std::uint32_t slot);
-  Status finish_eager(std::uint64_t ticket);
+  void register_slot(std::uint32_t slot);
+  Status begin_engines(const SaveRequest& request, std::span<const sf_source> tensors,
+                       std::uint64_t ticket);
+  void stop_engines(const Error& reason) noexcept;
+  Status copy_all(std::uint64_t ticket);
+  Status compare(std::int64_t step);
   Status end_capture(std::optional<Error> failure);
 
   void on_message(shm::wire::MessageT message);
@@ -147,6 +158,7 @@ class Session {
   SystemRng rng_;
   TicketTable tickets_;
   CaptureEngine engine_;
+  GpuCapture gpus_;
   kernels::CopyKernel kernel_;
 
   // Session thread only.
@@ -166,6 +178,7 @@ class Session {
     std::uint64_t daemon_ticket = 0;
     std::uint32_t slot = 0;
     TornCheck::Extent check = TornCheck::Extent::kSample;
+    bool is_compared = false;  // At the fence; the host's memory may have changed since.
   };
   std::optional<Capturing> capturing_;
   // A dial that took long and failed is not repeated at every save.

@@ -97,14 +97,17 @@ Status Session::map_arena(UniqueFd memory, const wire::LayoutReplyT& reply) {
       arena_ && arena_->bytes().size() == bytes && is_same_file(arena_->fd(), memory.get());
   if (is_kept && slot_bytes_ == reply.slot_bytes) return ok();
   if (!is_kept) {
-    // Before the new one is mapped: together they may be more than there is.
+    // Before the new one is mapped: together they may be more than there is. What is page-locked
+    // goes before its pages do.
+    slots_.clear();
     arena_.reset();
     auto arena = shm::Arena::adopt(std::move(memory), bytes);
     if (!arena) return std::move(arena).error();
     arena_.emplace(*std::move(arena));
   }
   slot_bytes_ = reply.slot_bytes;
-  slots_.assign(reply.slot_count, Slot());
+  slots_.clear();
+  slots_.resize(reply.slot_count);
   return ok();
 }
 

@@ -19,10 +19,15 @@ std::uint64_t scramble(std::uint64_t value) noexcept {
 }
 
 bool block_matches(const CaptureSources& sources, TensorPlace place, std::uint64_t block,
-                   ConstBytes slot) {
+                   ConstBytes slot, const TornCheck::Packed* packed) {
   const kernels::Source& source = sources.source(place);
   const std::uint64_t offset = block * kBlockBytes;
   const std::uint64_t bytes = std::min<std::uint64_t>(kBlockBytes, source.bytes - offset);
+  if (packed != nullptr) {
+    const std::vector<bool>& part = (*packed)[place.part];
+    const std::uint64_t begin = source.image_offset + offset;
+    if (part[begin / kExtentBytes] || part[(begin + bytes - 1) / kExtentBytes]) return true;
+  }
   const std::uint64_t slot_offset =
       sources.layout().parts[place.part].slot_offset + source.image_offset + offset;
   return kernels::matches(source, offset, slot.subspan(slot_offset, bytes));
@@ -31,7 +36,7 @@ bool block_matches(const CaptureSources& sources, TensorPlace place, std::uint64
 }  // namespace
 
 std::optional<std::string> TornCheck::find_torn(const CaptureSources& sources, ConstBytes slot,
-                                                Extent extent) {
+                                                Extent extent, const Packed* packed) {
   const auto lazy = sources.lazy();
   if (lazy.empty()) return std::nullopt;
   const auto name = [&sources](TensorPlace place) {
@@ -49,7 +54,7 @@ std::optional<std::string> TornCheck::find_torn(const CaptureSources& sources, C
     for (const TensorPlace place : lazy) {
       const std::uint64_t count = block_count(sources.source(place).bytes);
       for (std::uint64_t block = 0; block < count; ++block) {
-        if (!block_matches(sources, place, block, slot)) return name(place);
+        if (!block_matches(sources, place, block, slot, packed)) return name(place);
       }
     }
     return std::nullopt;
@@ -58,7 +63,7 @@ std::optional<std::string> TornCheck::find_torn(const CaptureSources& sources, C
   for (std::uint64_t i = 0; i < kSampleCountMax; ++i, ++turn_) {
     const TensorPlace place = lazy[turn_ % lazy.size()];
     const std::uint64_t block = scramble(turn_) % block_count(sources.source(place).bytes);
-    if (!block_matches(sources, place, block, slot)) return name(place);
+    if (!block_matches(sources, place, block, slot, packed)) return name(place);
   }
   return std::nullopt;
 }

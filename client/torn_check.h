@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/bytes.h"
 #include "client/capture_sources.h"
@@ -20,9 +21,11 @@ class TornCheck {
     kSample,  // At most kSampleCountMax blocks, others at each save, so that all have their turn.
     kFull,    // Every block.
   };
-  // The name of a tensor that differs; nullopt when none was found.
+  // By part and extent: those whose bytes were taken at once, and which may not be in the slot yet.
+  using Packed = std::vector<std::vector<bool>>;
+  // The name of a tensor that differs; nullopt when none was found. nullptr: none.
   std::optional<std::string> find_torn(const CaptureSources& sources, ConstBytes slot,
-                                       Extent extent);
+                                       Extent extent, const Packed* packed = nullptr);
 
  private:
   std::uint64_t turn_ = 0;  // Samples taken so far, over all saves.

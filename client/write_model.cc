@@ -274,6 +274,16 @@ Status check_file_target(uring::IoBackend& io, const std::string& path) {
   return ok();
 }
 
+// Only what the host can read.
+Status fill(CaptureSources& sources, std::span<const sf_source> given) {
+  for (const sf_source& source : given) {
+    if (source.memory == SF_MEMORY_HOST) continue;
+    return Error(Code::kInvalidArgument,
+                 "write: a tensor is not in the host's memory; copy it there before");
+  }
+  return sources.fill(given);
+}
+
 }  // namespace
 
 Status write_model(uring::IoBackend& io, std::span<const sf_part> parts,
@@ -283,7 +293,7 @@ Status write_model(uring::IoBackend& io, std::span<const sf_part> parts,
   auto layout = make_layout(parts);
   if (!layout) return std::move(layout).error();
   CaptureSources sources(*layout);
-  auto filled = sources.fill(given);
+  auto filled = fill(sources, given);
   if (!filled) return filled;
   const auto takeover = look_at_target(io, request.path);
   if (!takeover) return takeover.error();
@@ -311,7 +321,7 @@ Status write_file(uring::IoBackend& io, const sf_part& part, std::span<const sf_
   auto layout = layout_with_hashes(part);
   if (!layout) return std::move(layout).error();
   CaptureSources sources(*layout);
-  auto filled = sources.fill(given);
+  auto filled = fill(sources, given);
   if (!filled) return filled;
 
   const std::string parent = catalog::parent_of(request.path);

@@ -111,8 +111,14 @@ class Source(Structure):
         ("data", c_void_p),
         ("stride_bytes", POINTER(c_int64)),
         ("lazy", c_uint32),
-        ("reserved", c_uint32),
+        ("memory", c_uint32),
     ]
+
+
+class Stream(Structure):
+    """sf_stream."""
+
+    _fields_ = [("stream", c_void_p), ("device", c_int32), ("reserved", c_uint32)]
 
 
 class SaveOptions(Structure):
@@ -130,6 +136,8 @@ class SaveOptions(Structure):
         ("metric_values", POINTER(c_double)),
         ("state_json", c_char_p),
         ("state_bytes", c_uint64),
+        ("streams", POINTER(Stream)),
+        ("stream_count", c_uint64),
     ]
 
 

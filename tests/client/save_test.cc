@@ -211,7 +211,7 @@ TEST_F(Save, strided_sources_and_targets_hold_the_same_elements) {
   ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
   for (const std::uint32_t lazy : {0U, 1U}) {
     const std::vector<sf_source> sources = {
-        {.data = matrix.data(), .stride_bytes = strides, .lazy = lazy, .reserved = 0}};
+        {.data = matrix.data(), .stride_bytes = strides, .lazy = lazy, .memory = SF_MEMORY_HOST}};
     ASSERT_EQ(begin({.capture = SF_CAPTURE_LAZY, .check = SF_CHECK_FULL}, sources), SF_OK);
     ASSERT_EQ(sf_capture_wait(session_, ticket_, 5000, 1, &error_), SF_OK) << error_.message;
     ASSERT_EQ(sf_capture_publish(session_, ticket_, &error_), SF_OK) << error_.message;

@@ -50,7 +50,7 @@ class ByteTensors {
       sources.push_back({.data = bytes.data(),
                          .stride_bytes = nullptr,
                          .lazy = is_lazy ? 1U : 0U,
-                         .reserved = 0});
+                         .memory = SF_MEMORY_HOST});
     }
     return sources;
   }

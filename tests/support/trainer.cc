@@ -162,7 +162,7 @@ std::vector<sf_source> State::sources(bool lazy) const {
     sources.push_back({.data = tensor.bytes.data(),
                        .stride_bytes = nullptr,
                        .lazy = lazy ? 1U : 0U,
-                       .reserved = 0});
+                       .memory = SF_MEMORY_HOST});
   }
   return sources;
 }

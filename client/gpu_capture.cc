@@ -1,0 +1,346 @@
+#include "client/gpu_capture.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "base/out_of_memory.h"
+#include "base/text.h"
+#include "client/quiet_thread.h"
+#include "kernels/strided.h"
+
+namespace stillframe::client {
+
+namespace {
+
+// 64 MiB a launch: some 50 us of packing, some ms of copying.
+constexpr std::uint32_t kChunkExtents = 64;
+// Of each GPU: one is copied while the next is packed.
+constexpr std::size_t kChunksInFlight = 2;
+constexpr std::chrono::seconds kIdlePatience{10};
+// How long a driver that answers with errors is asked again.
+constexpr std::chrono::seconds kErrorPatience{1};
+constexpr std::chrono::microseconds kPollPause{50};
+
+}  // namespace
+
+GpuCapture::~GpuCapture() {
+  stop();
+  {
+    const std::lock_guard lock(mutex_);
+    is_ending_ = true;
+    changed_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+  if (!is_lost_) return;
+  // What a GPU may still use must stay: a leak is better than a crash of the training.
+  for (auto& [ordinal, device] : devices_) (void)device.release();
+  (void)new (std::nothrow) cuda::HostBuffer(std::move(staging_));
+}
+
+// --- Planning ------------------------------------------------------------------------------------
+
+Status GpuCapture::plan(const std::shared_ptr<const Layout>& layout,
+                        std::span<const sf_source> sources, bool is_lazy) {
+  is_needed_ = std::ranges::any_of(
+      sources, [](const sf_source& source) { return source.memory == SF_MEMORY_CUDA; });
+  if (!is_needed_) return ok();
+  {
+    const std::lock_guard lock(mutex_);
+    if (is_lost_) {
+      return Error(
+          Code::kUnavailable,
+          "a GPU did not end what it was asked to do; its tensors are not captured in this "
+          "process any more");
+    }
+  }
+  if (!driver_) {
+    auto driver = cuda::Driver::load();
+    if (!driver) return std::move(driver).error();
+    driver_ = *std::move(driver);
+  }
+  auto changed = tensors_.update(*driver_, layout, sources, is_lazy);
+  if (!changed || *changed) is_planned_ = false;
+  if (!changed) return std::move(changed).error();
+  if (is_planned_) {
+    is_needed_ = !tensors_.get().empty();
+    return ok();
+  }
+  layout_ = layout;
+  auto prepared = prepare(is_lazy);
+  if (prepared) {
+    is_planned_ = true;
+  } else {
+    end_work();
+  }
+  return prepared;
+}
+
+Status GpuCapture::prepare(bool is_lazy) {
+  is_eager_ = false;
+  is_needed_ = !tensors_.get().empty();
+  if (!is_needed_) return ok();
+  plan_ = make_gpu_plan(*layout_, tensors_.get(), kChunkExtents);
+  auto prepared = prepare_devices();
+  if (prepared || prepared.error().code() != Code::kResourceExhausted || !is_lazy) return prepared;
+  // Without the early copies, then: the trainer waits instead.
+  std::vector<GpuTensor> late(tensors_.get().begin(), tensors_.get().end());
+  for (GpuTensor& tensor : late) tensor.is_early = false;
+  is_eager_ = true;
+  plan_ = make_gpu_plan(*layout_, late, kChunkExtents);
+  return prepare_devices();
+}
+
+Status GpuCapture::prepare_devices() {
+  steps_.clear();
+  for (const GpuPlan::Share& share : plan_.shares) {
+    if (devices_.contains(share.ordinal)) continue;
+    auto opened = GpuDevice::open(driver_, share.ordinal);
+    if (!opened) return std::move(opened).error();
+    devices_.emplace(share.ordinal, *std::move(opened));
+  }
+  if (plan_.staging_bytes > staging_bytes_) {
+    staging_ = {};
+    staging_bytes_ = 0;
+    auto staging = cuda::allocate_host(devices_.at(plan_.shares.front().ordinal)->context(),
+                                       plan_.staging_bytes);
+    if (!staging) return std::move(staging).error();
+    staging_ = *std::move(staging);
+    staging_bytes_ = plan_.staging_bytes;
+  }
+  std::size_t step_count = 0;
+  for (const GpuPlan::Share& share : plan_.shares) {
+    auto prepared =
+        devices_.at(share.ordinal)
+            ->prepare(share, *layout_, {.data = static_cast<std::byte*>(staging_.get())});
+    if (!prepared) return prepared;
+    step_count += share.chunks.size();
+  }
+  // In turn, so that all GPUs are at work at once.
+  steps_.reserve(step_count);
+  for (std::size_t i = 0; steps_.size() < step_count; ++i) {
+    for (const GpuPlan::Share& share : plan_.shares) {
+      if (i >= share.chunks.size()) continue;
+      steps_.push_back({.device = devices_.at(share.ordinal).get(),
+                        .chunk = i,
+                        .part = share.chunks[i].part,
+                        .first_extent = share.chunks[i].first_extent});
+    }
+  }
+  return ok();
+}
+
+Result<cuda::HostRegistration> GpuCapture::register_slot(Bytes slot) {
+  return cuda::register_host(devices_.at(plan_.shares.front().ordinal)->context(), slot);
+}
+
+std::string GpuCapture::lane_reason() const {
+  if (!is_needed_) return "all tensors are the host's";
+  std::string reason = "hbm and ipc are not in this version";
+  for (const auto& [ordinal, device] : devices_) {
+    if (!device->window_reason().empty()) {
+      reason += concat("; without a window on GPU ", ordinal, ": ", device->window_reason());
+    }
+  }
+  if (is_eager_) reason += "; eager, for a GPU has no memory left for copies of its buffers";
+  return reason;
+}
+
+// --- A capture -----------------------------------------------------------------------------------
+
+CUstream GpuCapture::stream_of(int ordinal) const {
+  for (const sf_stream& stream : streams_) {
+    if (stream.device == ordinal) return static_cast<CUstream>(stream.stream);
+  }
+  return nullptr;
+}
+
+Status GpuCapture::begin(const Job& job, CaptureSources& sources) {
+  streams_.assign(job.streams.begin(), job.streams.end());
+  auto brought = bring(job, sources);
+  if (!brought) end_work();
+  return brought;
+}
+
+Status GpuCapture::bring(const Job& job, CaptureSources& sources) {
+  for (const GpuPlan::Share& share : plan_.shares) {
+    GpuDevice& device = *devices_.at(share.ordinal);
+    if (!share.chunks.empty() && !device.has_window() && !job.is_slot_registered) {
+      return Error(
+          Code::kResourceExhausted,
+          concat("GPU ", share.ordinal, " has no memory for a window (", device.window_reason(),
+                 ") and the slot could not be page-locked for it to write to"));
+    }
+    auto followed = device.follow(stream_of(share.ordinal));
+    if (!followed) return followed;
+  }
+  auto* const staging = static_cast<std::byte*>(staging_.get());
+  for (const GpuPlan::Fetch& fetch : plan_.fetches) {
+    auto fetched = devices_.at(fetch.ordinal)->fetch(fetch, staging);
+    if (!fetched) return fetched;
+  }
+  if (!plan_.fetches.empty()) {
+    auto waited = wait_idle();
+    if (!waited) return waited;
+  }
+  for (const GpuPlan::Fetched& fetched : plan_.fetched) {
+    sources.set_fetched(fetched.tensor, staging + fetched.staging_offset);
+  }
+  for (const GpuPlan::HostRun& run : plan_.host_runs) {
+    const kernels::Source& source = sources.of_part(run.part)[run.source];
+    const Bytes target(staging + run.staging_offset, run.bytes);
+    if (source.strides == nullptr) {
+      std::memcpy(target.data(), source.data + run.offset, run.bytes);
+    } else {
+      kernels::gather(*source.strides, source.data, run.offset, target);
+    }
+  }
+  return ok();
+}
+
+// All that was enqueued on any GPU has ended. An error: it may not have.
+Status GpuCapture::wait_idle() {
+  for (const auto& [ordinal, device] : devices_) {
+    auto marked = device->mark_idle();
+    if (!marked) return marked;
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  for (const auto& [ordinal, device] : devices_) {
+    for (;;) {
+      auto idle = device->is_idle();
+      if (!idle) return std::move(idle).error();
+      if (*idle) break;
+      if (std::chrono::steady_clock::now() - begin > kIdlePatience) {
+        return Error(Code::kUnavailable,
+                     concat("GPU ", ordinal, " did not end its copies within 10 s"));
+      }
+      std::this_thread::sleep_for(kPollPause);
+    }
+  }
+  return ok();
+}
+
+// After a failure: nobody but the GPU knows what it still does, and until it says so it is at work.
+void GpuCapture::end_work() noexcept {
+  const auto begin = std::chrono::steady_clock::now();
+  for (;;) {
+    const auto idle = or_out_of_memory([this] { return wait_idle(); });
+    if (idle) return;
+    if (std::chrono::steady_clock::now() - begin > kErrorPatience) {
+      const std::lock_guard lock(mutex_);
+      is_lost_ = true;
+      return;
+    }
+    std::this_thread::sleep_for(kPollPause);
+  }
+}
+
+Status GpuCapture::start(const Job& job) {
+  const std::lock_guard lock(mutex_);
+  job_ = job;
+  if (!thread_.joinable()) {
+    auto thread = start_quiet_thread("sf-gpu", [this] { run_thread(); });
+    if (!thread) return std::move(thread).error();
+    thread_ = *std::move(thread);
+  }
+  has_job_ = true;
+  is_hurried_ = false;
+  is_cancelled_ = false;
+  is_enqueued_ = false;
+  changed_.notify_all();
+  return ok();
+}
+
+Result<bool> GpuCapture::fence(Deadline deadline) {
+  {
+    std::unique_lock lock(mutex_);
+    is_hurried_ = true;
+    changed_.notify_all();
+    const bool is_in_time = changed_.wait_until(
+        lock, deadline.time(), [this] { return is_enqueued_ || !has_job_ || is_cancelled_; });
+    if (!is_in_time) return false;
+    // The engine has the reason.
+    if (is_cancelled_) return true;
+  }
+  for (const GpuPlan::Share& share : plan_.shares) {
+    if (share.chunks.empty()) continue;
+    auto held = devices_.at(share.ordinal)->hold(stream_of(share.ordinal));
+    if (!held) return std::move(held).error();
+  }
+  return true;
+}
+
+void GpuCapture::stop() noexcept {
+  std::unique_lock lock(mutex_);
+  is_cancelled_ = true;
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return !has_job_; });
+}
+
+// --- The thread ----------------------------------------------------------------------------------
+
+void GpuCapture::run_thread() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return has_job_ || is_ending_; });
+    if (!has_job_) return;
+    lock.unlock();
+    const auto ran = or_out_of_memory([this] { return run_steps(); });
+    if (!ran) {
+      engine_.abort(job_.ticket, ran.error());
+      end_work();
+    }
+    lock.lock();
+    is_cancelled_ = is_cancelled_ || !ran;
+    has_job_ = false;
+    changed_.notify_all();
+  }
+}
+
+// Until all is published, or the reason why not.
+Status GpuCapture::run_steps() {
+  const std::size_t in_flight_max = kChunksInFlight * devices_.size();
+  std::size_t next = 0;
+  for (std::size_t done = 0; done < steps_.size();) {
+    bool is_hurried = false;
+    {
+      const std::lock_guard lock(mutex_);
+      if (is_cancelled_) return Error(Code::kCancelled, "the capture was given up");
+      is_hurried = is_hurried_;
+      if (next == steps_.size() && !is_enqueued_) {
+        is_enqueued_ = true;
+        changed_.notify_all();
+      }
+    }
+    if (next < steps_.size() && (is_hurried || next - done < in_flight_max)) {
+      auto enqueued = steps_[next].device->enqueue(steps_[next].chunk, job_.slot);
+      if (!enqueued) return enqueued;
+      ++next;
+      continue;
+    }
+    auto is_done = steps_[done].device->is_done(steps_[done].chunk);
+    if (!is_done) return std::move(is_done).error();
+    if (*is_done) {
+      auto published = publish(steps_[done]);
+      if (!published) return published;
+      ++done;
+      continue;
+    }
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kPollPause, [&] { return is_cancelled_ || is_hurried_ != is_hurried; });
+  }
+  return ok();
+}
+
+Status GpuCapture::publish(const Step& step) {
+  std::uint32_t extent = step.first_extent;
+  for (const std::uint64_t hash : step.device->hashes(step.chunk)) {
+    auto published = engine_.publish(job_.ticket, step.part, extent++, hash);
+    if (!published) return published;
+  }
+  return ok();
+}
+
+}  // namespace stillframe::client

@@ -1,0 +1,120 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/result.h"
+#include "client/capture.h"
+#include "client/capture_sources.h"
+#include "client/deadline.h"
+#include "client/gpu_device.h"
+#include "client/gpu_plan.h"
+#include "client/gpu_tensors.h"
+#include "client/libstillframe.h"
+
+namespace stillframe::client {
+
+// The lane `pinned`: what of a capture lies on GPUs, packed there by kernels and brought to the
+// slot by their copy engines. A thread of its own enqueues the chunks, a few at a time so that the
+// trainer's own copies find their turn between them, and publishes those that are done through the
+// CaptureEngine, which has the rest. No CUDA call is made before the first tensor of a GPU.
+//
+// Session thread, but for fence().
+class GpuCapture {
+ public:
+  explicit GpuCapture(CaptureEngine& engine) : engine_(engine) {}
+  ~GpuCapture();
+  GpuCapture(const GpuCapture&) = delete;
+  GpuCapture& operator=(const GpuCapture&) = delete;
+
+  // Before a slot is taken: finds the GPUs' tensors among the sources and plans for them.
+  // kUnavailable: no driver or no kernels; kInvalidArgument: as GpuTensors; kResourceExhausted: no
+  // page-locked memory, or none of the GPU for a few MiB of descriptors.
+  Status plan(const std::shared_ptr<const Layout>& layout, std::span<const sf_source> sources,
+              bool is_lazy);
+  // Whether the save that was planned has tensors on GPUs; all below is for those that have.
+  bool is_needed() const noexcept { return is_needed_; }
+  // Whether the trainer may go on only when all is captured: a GPU had no memory for the copies
+  // that would have let it.
+  bool is_eager() const noexcept { return is_eager_; }
+  const std::vector<std::vector<bool>>& is_packed() const noexcept { return plan_.is_packed; }
+  // Page-locks a slot for every GPU, if it can; without it only the copies are slower.
+  Result<cuda::HostRegistration> register_slot(Bytes slot);
+
+  struct Job {
+    Bytes slot;
+    bool is_slot_registered = false;
+    std::uint64_t ticket = 0;
+    std::span<const sf_stream> streams;
+  };
+  // First: everything that has to be read before the trainer goes on, and the place in the
+  // trainer's streams. Waits for what is fetched.
+  Status begin(const Job& job, CaptureSources& sources);
+  // Then, when the engine has begun: chunk after chunk. Until stop(), or the engine has all.
+  Status start(const Job& job);
+  // Any thread: makes the trainer's streams wait until the GPUs' tensors have been packed, and lets
+  // the rest be enqueued at once for that. False: `deadline` passed first.
+  Result<bool> fence(Deadline deadline);
+  // Afterwards no GPU touches slot and sources. Where one does not end its work within 10 s,
+  // nothing of a GPU is captured any more, and what it may still use is never freed.
+  void stop() noexcept;
+
+  // "pinned" or "host", and why not a better one.
+  std::string_view lane() const noexcept { return is_needed_ ? "pinned" : "host"; }
+  std::string lane_reason() const;
+
+ private:
+  struct Step {
+    GpuDevice* device = nullptr;
+    std::size_t chunk = 0;  // Of that device.
+    std::uint32_t part = 0;
+    std::uint32_t first_extent = 0;
+  };
+
+  Status prepare(bool is_lazy);
+  Status prepare_devices();
+  Status bring(const Job& job, CaptureSources& sources);
+  CUstream stream_of(int ordinal) const;
+  Status wait_idle();
+  void end_work() noexcept;
+  void run_thread();
+  Status run_steps();
+  Status publish(const Step& step);
+
+  CaptureEngine& engine_;
+  // Session thread, and the thread of this while a job runs.
+  std::shared_ptr<const cuda::Driver> driver_;
+  std::shared_ptr<const Layout> layout_;
+  GpuTensors tensors_;
+  bool is_planned_ = false;
+  bool is_needed_ = false;
+  bool is_eager_ = false;
+  GpuPlan plan_;
+  cuda::HostBuffer staging_;
+  std::uint64_t staging_bytes_ = 0;
+  std::map<int, std::unique_ptr<GpuDevice>> devices_;
+  std::vector<Step> steps_;  // Of all GPUs, in turn.
+  std::vector<sf_stream> streams_;
+  Job job_;
+
+  // Under the mutex.
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool has_job_ = false;  // Until all of it has ended.
+  bool is_hurried_ = false;
+  bool is_cancelled_ = false;
+  bool is_enqueued_ = false;
+  bool is_ending_ = false;
+  bool is_lost_ = false;  // What a GPU may still be at work with is never freed.
+  std::thread thread_;
+};
+
+}  // namespace stillframe::client

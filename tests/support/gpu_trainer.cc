@@ -1,0 +1,234 @@
+#include "tests/support/gpu_trainer.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "base/check.h"
+#include "format/tensor.h"
+
+namespace stillframe::testing {
+
+namespace {
+
+constexpr std::uint64_t kColumns = 8;  // Of a strided tensor.
+
+}  // namespace
+
+GpuTrainer::GpuTrainer(std::string run_path, std::string socket_path, std::vector<Tensor> tensors)
+    : run_path_(std::move(run_path)),
+      socket_path_(std::move(socket_path)),
+      tensors_(std::move(tensors)) {
+  const auto driver = cuda::Driver::load();
+  check(driver.has_value(), "the simulated driver is there");
+  for (int i = 0; i < 2; ++i) {
+    auto context = cuda::Context::retain(*driver, i);
+    check(context.has_value(), "the simulated GPUs have contexts");
+    contexts_[i] = *context;
+    auto stream = cuda::create_stream(*context);
+    check(stream.has_value(), "the simulated GPUs have streams");
+    streams_[i] = *std::move(stream);
+  }
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const Tensor& tensor = tensors_[i];
+    Memory memory;
+    memory.name = "tensor" + std::to_string(i);
+    memory.shape = {tensor.bytes};
+    if (tensor.is_strided) {
+      const std::uint64_t rows = tensor.bytes / kColumns;
+      memory.shape = {rows, kColumns};
+      memory.stride_bytes = {1, static_cast<std::int64_t>(rows)};
+    }
+    const std::uint64_t bytes = tensor.bytes + tensor.misalignment;
+    if (tensor.place == Place::kHost) {
+      memory.on_host.resize(bytes);
+    } else {
+      memory.gpu = tensor.place == Place::kGpu0 ? 0 : 1;
+      auto buffer = cuda::allocate(contexts_[memory.gpu], std::max<std::uint64_t>(bytes, 1));
+      check(buffer.has_value(), "the simulated GPUs have memory");
+      memory.on_gpu = *std::move(buffer);
+    }
+    memories_.push_back(std::move(memory));
+  }
+}
+
+GpuTrainer::~GpuTrainer() {
+  if (session_ != nullptr) (void)sf_session_close(session_, 1'000, nullptr);
+  wait_gpus();
+}
+
+int GpuTrainer::attach() {
+  sf_attach_options options{};
+  options.struct_bytes = sizeof options;
+  options.world_size = 1;
+  options.keep_last = 3;
+  options.no_autostart = 1;
+  options.run_path = run_path_.c_str();
+  options.socket_path = socket_path_.c_str();
+  const int attached = sf_attach(&options, &session_, &error_);
+  if (attached != SF_OK) return attached;
+  std::vector<sf_tensor> tensors;
+  for (const Memory& memory : memories_) {
+    tensors.push_back({.name = memory.name.c_str(),
+                       .shape = memory.shape.data(),
+                       .dimension_count = static_cast<std::uint32_t>(memory.shape.size()),
+                       .dtype = static_cast<std::uint32_t>(format::Dtype::kU8)});
+  }
+  // Two parts, so that the second begins with a header of its own.
+  const std::size_t half = tensors.size() / 2;
+  const sf_part parts[2] = {{.name = "model",
+                             .tensors = tensors.data(),
+                             .tensor_count = half,
+                             .metadata = nullptr,
+                             .metadata_count = 0},
+                            {.name = "optimizer",
+                             .tensors = tensors.data() + half,
+                             .tensor_count = tensors.size() - half,
+                             .metadata = nullptr,
+                             .metadata_count = 0}};
+  return sf_layout_register(session_, parts, 2, 10'000, &error_);
+}
+
+std::uint8_t GpuTrainer::byte_at(std::int64_t step, std::size_t tensor, std::uint64_t offset) {
+  const std::uint64_t mixed = (offset * 0x9E3779B97F4A7C15U) ^ (tensor * 0xBF58476D1CE4E5B9U) ^
+                              (static_cast<std::uint64_t>(step) * 0x94D049BB133111EBU);
+  return static_cast<std::uint8_t>(mixed >> 29U);
+}
+
+// In the order of the image.
+std::vector<std::uint8_t> GpuTrainer::content(std::int64_t step, std::size_t tensor) const {
+  std::vector<std::uint8_t> bytes(tensors_[tensor].bytes);
+  for (std::uint64_t i = 0; i < bytes.size(); ++i) bytes[i] = byte_at(step, tensor, i);
+  return bytes;
+}
+
+void GpuTrainer::fill(std::int64_t step, Which which) {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const Tensor& tensor = tensors_[i];
+    if (tensor.bytes == 0) continue;
+    if (which != Which::kAll && tensor.is_lazy != (which == Which::kLazy)) continue;
+    std::vector<std::uint8_t> bytes = content(step, i);
+    if (tensor.is_strided) {
+      std::vector<std::uint8_t> stored(bytes.size());
+      const std::uint64_t rows = bytes.size() / kColumns;
+      for (std::uint64_t at = 0; at < bytes.size(); ++at) {
+        stored[at % kColumns * rows + at / kColumns] = bytes[at];
+      }
+      bytes = std::move(stored);
+    }
+    Memory& memory = memories_[i];
+    if (memory.gpu < 0) {
+      std::ranges::copy(bytes,
+                        memory.on_host.begin() + static_cast<std::ptrdiff_t>(tensor.misalignment));
+      continue;
+    }
+    in_flight_.push_back(std::move(bytes));
+    const cuda::Current current(*contexts_[memory.gpu]);
+    const CUresult copied = contexts_[memory.gpu]->calls().cuMemcpyHtoDAsync(
+        memory.on_gpu.get() + tensor.misalignment, in_flight_.back().data(), tensor.bytes,
+        streams_[memory.gpu].get());
+    check(copied == CUDA_SUCCESS, "the trainer computes");
+  }
+}
+
+void GpuTrainer::wait_gpus() {
+  for (int i = 0; i < 2; ++i) {
+    const auto event = cuda::create_event(contexts_[i]);
+    if (!event) continue;  // The simulated driver is broken, on purpose.
+    const cuda::Calls& calls = contexts_[i]->calls();
+    if (calls.cuEventRecord(event->get(), streams_[i].get()) != CUDA_SUCCESS) continue;
+    while (calls.cuEventQuery(event->get()) == CUDA_ERROR_NOT_READY) std::this_thread::yield();
+  }
+  in_flight_.clear();
+}
+
+std::vector<sf_source> GpuTrainer::sources() const {
+  std::vector<sf_source> sources;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const Memory& memory = memories_[i];
+    const void* const data =
+        memory.gpu < 0
+            ? static_cast<const void*>(memory.on_host.data() + tensors_[i].misalignment)
+            : reinterpret_cast<const void*>(memory.on_gpu.get() + tensors_[i].misalignment);
+    sources.push_back(
+        {.data = data,
+         .stride_bytes = memory.stride_bytes.empty() ? nullptr : memory.stride_bytes.data(),
+         .lazy = tensors_[i].is_lazy ? 1U : 0U,
+         .memory = static_cast<std::uint32_t>(memory.gpu < 0 ? SF_MEMORY_HOST : SF_MEMORY_CUDA)});
+  }
+  return sources;
+}
+
+int GpuTrainer::begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket) {
+  const sf_stream streams[2] = {{.stream = streams_[0].get(), .device = 0, .reserved = 0},
+                                {.stream = streams_[1].get(), .device = 1, .reserved = 0}};
+  sf_save_options options{};
+  options.struct_bytes = sizeof options;
+  options.capture = capture;
+  options.check = SF_CHECK_FULL;
+  options.busy_timeout_ms = 10'000;
+  options.step = step;
+  const std::string state = "{\"format_version\": 1}";
+  options.state_json = state.c_str();
+  options.state_bytes = state.size();
+  options.streams = streams;
+  options.stream_count = 2;
+  const std::vector<sf_source> given = sources();
+  return sf_save_begin(session_, &options, given.data(), given.size(), ticket, &error_);
+}
+
+int GpuTrainer::publish(std::uint64_t ticket) {
+  const int waited = sf_capture_wait(session_, ticket, 10'000, 1, &error_);
+  // Publishing what failed tells the library that its capture is over.
+  const int published = sf_capture_publish(session_, ticket, &error_);
+  return waited != SF_OK ? waited : published;
+}
+
+int GpuTrainer::save_durable(std::int64_t step) {
+  std::uint64_t ticket = 0;
+  const int begun = begin_save(step, SF_CAPTURE_EAGER, &ticket);
+  return begun != SF_OK ? begun : wait_durable(ticket);
+}
+
+std::string GpuTrainer::judge_newest(std::int64_t step) {
+  sf_checkpoint* checkpoint = nullptr;
+  if (sf_checkpoint_open(run_path_.c_str(), "latest", nullptr, &checkpoint, &error_) != SF_OK) {
+    return error_.message;
+  }
+  std::vector<std::vector<std::uint8_t>> read;
+  std::vector<sf_target> targets;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    read.emplace_back(tensors_[i].bytes);
+    targets.push_back({.part_index = i < tensors_.size() / 2 ? 0U : 1U,
+                       .name = memories_[i].name.c_str(),
+                       .data = read.back().data(),
+                       .bytes = tensors_[i].bytes,
+                       .stride_bytes = nullptr});
+  }
+  const int filled =
+      sf_checkpoint_read(checkpoint, targets.data(), targets.size(), nullptr, &error_);
+  sf_checkpoint_close(checkpoint);
+  if (filled != SF_OK) return error_.message;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const std::vector<std::uint8_t> expected = content(step, i);
+    const auto [at, ignored] = std::ranges::mismatch(read[i], expected);
+    if (at != read[i].end()) {
+      return memories_[i].name + " differs from byte " + std::to_string(at - read[i].begin());
+    }
+  }
+  return "";
+}
+
+std::string GpuTrainer::describe() {
+  char* json = nullptr;
+  if (sf_session_describe(session_, &json, &error_) != SF_OK) return error_.message;
+  std::string text = json;
+  sf_free(json);
+  return text;
+}
+
+int GpuTrainer::close() {
+  return sf_session_close(std::exchange(session_, nullptr), 5'000, &error_);
+}
+
+}  // namespace stillframe::testing

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "client/libstillframe.h"
+#include "cuda/resources.h"
+
+namespace stillframe::testing {
+
+// A training process whose tensors lie on the GPUs of the simulated driver, on both, and on the
+// host. Its work on a GPU runs in a stream of its own, as a framework's does: fill() only enqueues.
+class GpuTrainer {
+ public:
+  enum class Place { kHost, kGpu0, kGpu1 };
+  struct Tensor {
+    Place place = Place::kHost;
+    std::uint64_t bytes = 0;  // Of a strided one, a multiple of 8.
+    bool is_lazy = false;
+    bool is_strided = false;         // Stored column by column.
+    std::uint64_t misalignment = 0;  // Of its address.
+  };
+
+  GpuTrainer(std::string run_path, std::string socket_path, std::vector<Tensor> tensors);
+  ~GpuTrainer();
+  GpuTrainer(const GpuTrainer&) = delete;
+  GpuTrainer& operator=(const GpuTrainer&) = delete;
+
+  int attach();  // And registers the layout.
+  // Gives every tensor its bytes of `step`: those that `is_wanted` says. On GPUs, in stream order.
+  enum class Which { kAll, kLazy, kEarly };
+  void fill(std::int64_t step, Which which = Which::kAll);
+  void wait_gpus();
+
+  int begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket);
+  int fence(std::uint64_t ticket) { return sf_capture_fence(session_, ticket, 5'000, &error_); }
+  int publish(std::uint64_t ticket);  // Waits for all of it first.
+  int wait_durable(std::uint64_t ticket) {
+    return sf_ticket_wait(session_, ticket, SF_DURABLE, 20'000, &error_);
+  }
+  int save_durable(std::int64_t step);  // Eager, filled before.
+  // Reads the newest checkpoint into the host's memory. "": it holds `step`, bit for bit.
+  std::string judge_newest(std::int64_t step);
+  int close();
+
+  std::string describe();
+  sf_session* session() noexcept { return session_; }
+  const sf_error& error() const noexcept { return error_; }
+  // Gives the GPU memory of a tensor back, as a careless program might.
+  void free_tensor(std::size_t tensor) { memories_[tensor].on_gpu = {}; }
+
+ private:
+  struct Memory {
+    std::vector<std::uint8_t> on_host;
+    cuda::DeviceBuffer on_gpu;
+    std::vector<std::uint64_t> shape;
+    std::vector<std::int64_t> stride_bytes;
+    std::string name;
+    int gpu = -1;
+  };
+  static std::uint8_t byte_at(std::int64_t step, std::size_t tensor, std::uint64_t offset);
+  std::vector<std::uint8_t> content(std::int64_t step, std::size_t tensor) const;
+  std::vector<sf_source> sources() const;
+
+  std::string run_path_;
+  std::string socket_path_;
+  std::vector<Tensor> tensors_;
+  std::vector<Memory> memories_;
+  std::shared_ptr<const cuda::Context> contexts_[2];
+  cuda::Stream streams_[2];
+  std::deque<std::vector<std::uint8_t>> in_flight_;  // What fill() copies from.
+  sf_session* session_ = nullptr;
+  sf_error error_{};
+};
+
+}  // namespace stillframe::testing
