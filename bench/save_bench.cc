@@ -123,7 +123,9 @@ class Workload {
                           .name = names_[i].c_str(),
                           .data = memory + offset,
                           .bytes = sizes_[i],
-                          .stride_bytes = nullptr});
+                          .stride_bytes = nullptr,
+                          .memory = SF_MEMORY_HOST,
+                          .reserved = 0});
       offset += sizes_[i];
     }
     sf_attach_options options{};

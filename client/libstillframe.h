@@ -268,7 +268,9 @@ typedef struct sf_target {
   const char* name; /* of a tensor in that part */
   void* data;
   uint64_t bytes;              /* must be the tensor's size */
-  const int64_t* stride_bytes; /* NULL: contiguous */
+  const int64_t* stride_bytes; /* NULL: contiguous, which memory of a GPU must be */
+  uint32_t memory;             /* enum sf_memory */
+  uint32_t reserved;           /* 0 */
 } sf_target;
 
 typedef struct sf_read_stats {
@@ -278,7 +280,8 @@ typedef struct sf_read_stats {
   int64_t duration_ns;
 } sf_read_stats;
 
-/* Fills the targets, each extent checked against its hash. Targets may be any subset. SF_DATA_LOSS:
+/* Fills the targets, each extent checked against its hash. Targets may be any subset. For those on
+ * GPUs it first waits for all work there; when it returns they are filled. SF_DATA_LOSS:
  * an extent is damaged, the message names it, and targets may hold unverified bytes: read another
  * checkpoint into them or discard them. SF_INVALID_ARGUMENT (a wrong name or size): nothing was
  * written. */

@@ -237,7 +237,7 @@ Status CheckpointReader::verify() {
         {.part = i, .first_extent = 0, .extent_count = parts[i].extent_hashes.size()});
     plan.bytes += parts[i].bytes;
   }
-  return read_from_disk(plan);
+  return read_from_disk(plan, nullptr);
 }
 
 Result<CheckpointReader::Stats> CheckpointReader::read(std::span<const sf_target> targets) {
@@ -246,7 +246,14 @@ Result<CheckpointReader::Stats> CheckpointReader::read(std::span<const sf_target
   if (!plan) return plan.error();
   Stats stats{.is_from_memory = false, .bytes = plan->bytes};
   if (plan->wanted.empty()) return stats;
-  auto from_memory = or_out_of_memory([&] { return read_from_memory(*plan); });
+  std::optional<GpuTargets> on_gpus;
+  if (plan->has_gpu_targets) {
+    auto found = GpuTargets::find(*plan);
+    if (!found) return std::move(found).error();
+    on_gpus = *std::move(found);
+  }
+  const GpuTargets* const gpus = on_gpus ? &*on_gpus : nullptr;
+  auto from_memory = or_out_of_memory([&] { return read_from_memory(*plan, gpus); });
   if (!from_memory) {
     // The daemon may hold a slot lent that nobody would return.
     if (const auto session = session_.lock()) session->abandon(from_memory.error());
@@ -254,7 +261,7 @@ Result<CheckpointReader::Stats> CheckpointReader::read(std::span<const sf_target
   }
   stats.is_from_memory = *from_memory;
   if (stats.is_from_memory) return stats;
-  auto read = read_from_disk(*plan);
+  auto read = read_from_disk(*plan, gpus);
   if (!read) return std::move(read).error();
   return stats;
 }
@@ -276,7 +283,7 @@ bool CheckpointReader::is_layout_of(const Session& session) const {
 }
 
 // False: not there, or not what the checksums on the disk say. Then the disk is read.
-Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan) {
+Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan, const GpuTargets* gpus) {
   const std::shared_ptr<Session> session = session_.lock();
   if (!session || !is_layout_of(*session)) return false;
   const auto lent = session->lend(checkpoint_->checkpoint().manifest.sequence,
@@ -293,6 +300,8 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan) {
   std::atomic<std::size_t> next = 0;
   std::atomic<bool> is_damaged = false;
   const auto work = [&] {
+    auto filler = or_out_of_memory([&] { return GpuFiller::create(gpus); });
+    if (!filler) is_damaged.store(true, std::memory_order_relaxed);
     while (!is_damaged.load(std::memory_order_relaxed)) {
       const std::size_t taken = next.fetch_add(1, std::memory_order_relaxed);
       if (taken >= extents.size()) return;
@@ -303,8 +312,9 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan) {
       const ConstBytes extent =
           lent->bytes.subspan(session->layout()->parts[part_index].slot_offset + offset, bytes);
       const auto restored = or_out_of_memory([&] {
-        return restore_extents(part, plan.targets_by_part[part_index], session->kernel(), offset,
-                               extent);
+        auto checked = restore_extents(part, plan.targets_by_part[part_index], session->kernel(),
+                                       offset, extent);
+        return checked ? filler->fill(part_index, offset, extent) : checked;
       });
       if (!restored) is_damaged.store(true, std::memory_order_relaxed);
     }
@@ -339,7 +349,7 @@ kernels::CopyKernel CheckpointReader::kernel() const {
   return kernels::widest_sequential_kernel();
 }
 
-Status CheckpointReader::read_from_disk(const RestorePlan& plan) {
+Status CheckpointReader::read_from_disk(const RestorePlan& plan, const GpuTargets* gpus) {
   auto staged = make_staging(plan);
   if (!staged) return staged;
   const kernels::CopyKernel copy_kernel = kernel();
@@ -349,10 +359,14 @@ Status CheckpointReader::read_from_disk(const RestorePlan& plan) {
         [&] { return read_blocks(io, *checkpoint_, plan, aligned_part(staging_), exchange); }));
   });
   const auto empty_blocks = [&] {
+    auto filler = or_out_of_memory([&] { return GpuFiller::create(gpus); });
     while (const auto block = exchange.take_full()) {
-      exchange.give_back(*block, or_out_of_memory([&] {
-        return restore_extents(checkpoint_->parts()[block->part], plan.targets_by_part[block->part],
-                               copy_kernel, block->offset, block->bytes);
+      exchange.give_back(*block, or_out_of_memory([&]() -> Status {
+        if (!filler) return filler.error();
+        auto checked =
+            restore_extents(checkpoint_->parts()[block->part], plan.targets_by_part[block->part],
+                            copy_kernel, block->offset, block->bytes);
+        return checked ? filler->fill(block->part, block->offset, block->bytes) : checked;
       }));
     }
   };

@@ -14,6 +14,7 @@
 #include "base/mapping.h"
 #include "base/result.h"
 #include "catalog/block_reader.h"
+#include "client/gpu_restore.h"
 #include "client/io_owner.h"
 #include "client/libstillframe.h"
 #include "client/restore_plan.h"
@@ -64,9 +65,10 @@ class CheckpointReader {
 
   // Opens on the thread that reads, and keeps what came of it.
   Status take(const std::function<Result<catalog::OpenCheckpoint>(uring::IoBackend&)>& open);
-  Result<bool> read_from_memory(const RestorePlan& plan);
+  // `gpus` may be null: the plan has no targets there.
+  Result<bool> read_from_memory(const RestorePlan& plan, const GpuTargets* gpus);
   bool is_layout_of(const Session& session) const;
-  Status read_from_disk(const RestorePlan& plan);
+  Status read_from_disk(const RestorePlan& plan, const GpuTargets* gpus);
   Status make_staging(const RestorePlan& plan);
   kernels::CopyKernel kernel() const;
 

@@ -27,14 +27,18 @@ class TensorIndex {
 
 // What one read has to do: where the bytes of each part go, and which extents hold them.
 struct RestorePlan {
-  std::vector<std::vector<kernels::Target>> targets_by_part;  // Sorted, without empty ones.
-  std::vector<catalog::ExtentRange> wanted;                   // In the order of the drive.
+  // Sorted, without empty ones.
+  std::vector<std::vector<kernels::Target>> targets_by_part;
+  // The same for addresses of GPUs, and whether there are any.
+  std::vector<std::vector<kernels::Target>> gpu_targets_by_part;
+  bool has_gpu_targets = false;
+  std::vector<catalog::ExtentRange> wanted;  // In the order of the drive.
   std::vector<std::unique_ptr<kernels::Strides>> strides;
   std::uint64_t bytes = 0;  // Of the wanted extents.
 };
 
 // kInvalidArgument: a target names a tensor that is not there, has another size than it or no
-// memory, or names one that another target names too.
+// memory, or strided memory of a GPU, or names one that another target names too.
 Result<RestorePlan> plan_restore(const std::vector<catalog::OpenPart>& parts,
                                  const TensorIndex& index, std::span<const sf_target> targets);
 

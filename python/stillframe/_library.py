@@ -171,6 +171,8 @@ class Target(Structure):
         ("data", c_void_p),
         ("bytes", c_uint64),
         ("stride_bytes", POINTER(c_int64)),
+        ("memory", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdio>
 #include <iostream>
 #include <optional>
 #include <string>
@@ -9,7 +10,7 @@
 
 #include "kernels/gpu_image.h"
 #include "tests/format/seed.h"
-#include "tests/simulated_cuda/simulated.h"
+#include "tests/simulated_cuda/control.h"
 #include "tests/support/gpu_trainer.h"
 #include "tests/support/trainer.h"
 
@@ -32,17 +33,17 @@ class GpuCapture : public ::testing::Test {
  protected:
   void SetUp() override {
     if (kernels::gpu_image().empty()) GTEST_SKIP() << "built without nvcc";
-    before_ = simulated_.count();
+    before_ = simulated_cuda_count();
     daemon_.emplace(directory_.path("socket"));
     ASSERT_TRUE(daemon_->wait_listening());
   }
   void TearDown() override {
-    simulated_.heal();
-    simulated_.limit(std::uint64_t{4} << 30);
+    simulated_cuda_heal();
+    simulated_cuda_limit(std::uint64_t{4} << 30);
     trainer_.reset();
     // Whatever happened, the GPUs are as they were.
     if (!may_leak_) {
-      const auto after = simulated_.count();
+      const auto after = simulated_cuda_count();
       EXPECT_EQ(after.device_bytes, before_.device_bytes);
       EXPECT_EQ(after.host_bytes, before_.host_bytes);
       EXPECT_EQ(after.handles, before_.handles);
@@ -68,7 +69,6 @@ class GpuCapture : public ::testing::Test {
             {.place = Place::kGpu1, .bytes = 64}};
   }
 
-  testing::SimulatedCuda simulated_;
   simulated_cuda_counts before_ = {};
   bool may_leak_ = false;
   testing::ScratchDirectory directory_;
@@ -141,15 +141,15 @@ TEST_F(GpuCapture, launches_a_kernel_for_each_part_and_gpu_however_many_tensors)
   std::vector<Tensor> tensors(2'000, {.place = Place::kGpu0, .bytes = 100, .is_lazy = true});
   auto& trainer = train(std::move(tensors));
   trainer.fill(1);
-  const std::uint64_t launches = simulated_.count().launches;
+  const std::uint64_t launches = simulated_cuda_count().launches;
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
-  EXPECT_EQ(simulated_.count().launches, launches + 2);
+  EXPECT_EQ(simulated_cuda_count().launches, launches + 2);
   EXPECT_EQ(trainer.judge_newest(1), "");
   // When each slot has had its turn, a save asks the driver about its allocations, for nothing new.
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
-  const auto second = simulated_.count();
+  const auto second = simulated_cuda_count();
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
-  const auto third = simulated_.count();
+  const auto third = simulated_cuda_count();
   EXPECT_EQ(third.device_bytes, second.device_bytes);
   EXPECT_EQ(third.host_bytes, second.host_bytes);
   EXPECT_EQ(third.handles, second.handles);
@@ -160,7 +160,7 @@ TEST_F(GpuCapture, without_memory_for_a_window_writes_to_the_slot_itself) {
   auto& trainer = train(mixed());
   trainer.fill(1);
   // A GPU whose trainer left 300 000 bytes: descriptors and early copies fit, no window does.
-  simulated_.limit(simulated_.count().device_bytes + 300'000);
+  simulated_cuda_limit(simulated_cuda_count().device_bytes + 300'000);
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
   EXPECT_EQ(trainer.judge_newest(1), "");
   EXPECT_NE(trainer.describe().find("without a window on GPU 0: allocate"), std::string::npos)
@@ -173,7 +173,7 @@ TEST_F(GpuCapture, without_memory_for_early_copies_lets_the_trainer_wait) {
   tensors[2].bytes = 1'000'000;
   auto& trainer = train(std::move(tensors));
   trainer.fill(1);
-  simulated_.limit(simulated_.count().device_bytes + 300'000);
+  simulated_cuda_limit(simulated_cuda_count().device_bytes + 300'000);
   std::uint64_t ticket = 0;
   ASSERT_EQ(trainer.begin_save(1, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
   trainer.fill(2);                                   // No fence: all was taken before.
@@ -232,6 +232,77 @@ TEST_F(GpuCapture, outlives_the_daemon) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
+TEST_F(GpuCapture, comes_back_to_the_gpus_from_memory_and_from_the_drive) {
+  auto& trainer = train(mixed());
+  trainer.fill(1);
+  ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  for (const bool uses_memory : {true, false}) {
+    // Work that is still on its way to the tensors when the restore begins.
+    trainer.fill(2);
+    sf_read_stats stats = {};
+    ASSERT_EQ(trainer.restore_newest(uses_memory, &stats), SF_OK) << trainer.error().message;
+    EXPECT_EQ(stats.from_memory, uses_memory ? 1 : 0);
+    trainer.wait_gpus();
+    EXPECT_EQ(trainer.find_other(1), "");
+  }
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+TEST_F(GpuCapture, damaged_on_the_drive_never_reaches_a_gpu) {
+  auto& trainer =
+      train({{.place = Place::kGpu0, .bytes = 2'000'000}, {.place = Place::kGpu1, .bytes = 1'000}});
+  trainer.fill(1);
+  ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  const std::string file = directory_.path("run/00000001-step-1/model.safetensors");
+  std::FILE* const opened = std::fopen(file.c_str(), "r+b");
+  ASSERT_NE(opened, nullptr);
+  ASSERT_EQ(std::fseek(opened, 1'500'000, SEEK_SET), 0);
+  const int before = std::fgetc(opened);
+  ASSERT_EQ(std::fseek(opened, 1'500'000, SEEK_SET), 0);
+  std::fputc(before ^ 1, opened);
+  std::fclose(opened);
+  trainer.fill(2);
+  trainer.wait_gpus();
+  sf_read_stats stats = {};
+  EXPECT_EQ(trainer.restore_newest(false, &stats), SF_DATA_LOSS) << trainer.error().message;
+  trainer.wait_gpus();
+  const std::vector<std::uint8_t> held = trainer.read_gpu(0);
+  // The extent that is damaged begins behind 1 MiB of the file, 4 KiB of which are the header.
+  const std::size_t damaged_from = (std::size_t{1} << 20) - 4096;
+  for (std::size_t i = damaged_from; i < held.size(); ++i) {
+    ASSERT_EQ(held[i], testing::GpuTrainer::byte_at(2, 0, i)) << i;
+  }
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+TEST_F(GpuCapture, comes_back_or_says_why_whichever_call_of_the_driver_fails) {
+  auto& trainer = train(mixed());
+  trainer.fill(1);
+  ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  std::uint64_t failed_count = 0;
+  std::uint64_t nth = 1;
+  for (bool is_reached = true; is_reached; nth += kStride) {
+    trainer.fill(2);
+    trainer.wait_gpus();
+    const std::uint64_t calls = simulated_cuda_count().calls;
+    simulated_cuda_fail("", nth, CUDA_ERROR_UNKNOWN);
+    sf_read_stats stats = {};
+    const int code = trainer.restore_newest(false, &stats);
+    is_reached = simulated_cuda_count().calls - calls >= nth;
+    simulated_cuda_heal();
+    if (code == SF_OK) {
+      EXPECT_EQ(trainer.find_other(1), "") << "call " << nth;
+    } else {
+      ++failed_count;
+      EXPECT_NE(std::string(trainer.error().message).find("CUDA_ERROR_UNKNOWN"), std::string::npos)
+          << "call " << nth << ": " << code << ' ' << trainer.error().message;
+    }
+  }
+  std::cout << nth << " calls, " << failed_count << " failed restores\n";
+  EXPECT_GT(failed_count, 10U / kStride);
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
 // Every call of the driver that a first save makes, and every one of a later save, fails once.
 class FailingCall : public GpuCapture, public ::testing::WithParamInterface<bool> {};
 
@@ -254,8 +325,8 @@ TEST_P(FailingCall, fails_the_save_with_a_reason_and_no_other) {
     }
     trainer.fill(2);
     trainer.wait_gpus();
-    const std::uint64_t calls = simulated_.count().calls;
-    simulated_.fail("", nth, CUDA_ERROR_UNKNOWN);
+    const std::uint64_t calls = simulated_cuda_count().calls;
+    simulated_cuda_fail("", nth, CUDA_ERROR_UNKNOWN);
     std::uint64_t ticket = 0;
     int code = trainer.begin_save(2, SF_CAPTURE_LAZY, &ticket);
     if (code == SF_OK) {
@@ -264,8 +335,8 @@ TEST_P(FailingCall, fails_the_save_with_a_reason_and_no_other) {
       code = fenced != SF_OK ? fenced : published;
     }
     const std::string reason = trainer.error().message;
-    is_reached = simulated_.count().calls - calls >= nth;
-    simulated_.heal();
+    is_reached = simulated_cuda_count().calls - calls >= nth;
+    simulated_cuda_heal();
     if (code == SF_OK) {
       // Only what ends something, or was not needed, may fail unseen.
       ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << "call " << nth;
@@ -294,7 +365,7 @@ TEST_F(GpuCapture, on_a_broken_context_fails_for_good_and_the_host_goes_on) {
   trainer.fill(1);
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
   trainer.wait_gpus();
-  simulated_.fail("cuLaunchKernel", 2, CUDA_ERROR_ILLEGAL_ADDRESS, true);
+  simulated_cuda_fail("cuLaunchKernel", 2, CUDA_ERROR_ILLEGAL_ADDRESS, true);
   EXPECT_EQ(trainer.save_durable(2), SF_UNAVAILABLE);
   EXPECT_NE(std::string(trainer.error().message).find("CUDA_ERROR_ILLEGAL_ADDRESS"),
             std::string::npos)

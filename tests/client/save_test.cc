@@ -228,7 +228,9 @@ TEST_F(Save, strided_sources_and_targets_hold_the_same_elements) {
                              .name = "transposed",
                              .data = place.data(),
                              .bytes = place.size() * sizeof(float),
-                             .stride_bytes = is_strided ? strides : nullptr};
+                             .stride_bytes = is_strided ? strides : nullptr,
+                             .memory = SF_MEMORY_HOST,
+                             .reserved = 0};
       ASSERT_EQ(sf_checkpoint_read(checkpoint, &target, 1, nullptr, &error_), SF_OK)
           << error_.message;
     }

@@ -61,7 +61,9 @@ class ByteTensors {
                          .name = names_[i].c_str(),
                          .data = bytes_[i].data(),
                          .bytes = bytes_[i].size(),
-                         .stride_bytes = nullptr});
+                         .stride_bytes = nullptr,
+                         .memory = SF_MEMORY_HOST,
+                         .reserved = 0});
     }
     return targets;
   }

@@ -36,8 +36,10 @@ class Contents {
     }
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
       names_.push_back(concat("tensor", i));
-      sources_.push_back(
-          {.data = memory_[i].data(), .stride_bytes = nullptr, .lazy = 0, .memory = SF_MEMORY_HOST});
+      sources_.push_back({.data = memory_[i].data(),
+                          .stride_bytes = nullptr,
+                          .lazy = 0,
+                          .memory = SF_MEMORY_HOST});
     }
     for (std::size_t i = 0; i < shapes_.size(); ++i) {
       tensors_.push_back({.name = names_[i].c_str(),

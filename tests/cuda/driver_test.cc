@@ -10,7 +10,7 @@
 #include "cuda/devices.h"
 #include "cuda/pointer.h"
 #include "cuda/resources.h"
-#include "tests/simulated_cuda/simulated.h"
+#include "tests/simulated_cuda/control.h"
 
 namespace stillframe::cuda {
 namespace {
@@ -25,7 +25,7 @@ class Cuda : public ::testing::Test {
     ASSERT_TRUE(context) << context.error().message();
     context_ = *context;
   }
-  void TearDown() override { simulated_.heal(); }
+  void TearDown() override { simulated_cuda_heal(); }
 
   void wait(const Stream& stream) {
     const auto event = create_event(context_);
@@ -36,7 +36,6 @@ class Cuda : public ::testing::Test {
     }
   }
 
-  testing::SimulatedCuda simulated_;
   std::shared_ptr<const Driver> driver_;
   std::shared_ptr<const Context> context_;
 };
@@ -92,7 +91,7 @@ TEST_F(Cuda, an_address_tells_whose_it_is) {
 }
 
 TEST_F(Cuda, every_owner_ends_what_it_owns) {
-  const auto before = simulated_.count();
+  const auto before = simulated_cuda_count();
   {
     std::vector<std::byte> memory(4096);
     const auto stream = create_stream(context_);
@@ -103,21 +102,21 @@ TEST_F(Cuda, every_owner_ends_what_it_owns) {
     ASSERT_TRUE(stream && event && buffer && host && registered);
     EXPECT_TRUE(device_address(*context_, host->get()));
     EXPECT_TRUE(device_address(*context_, memory.data() + 5));
-    const auto during = simulated_.count();
+    const auto during = simulated_cuda_count();
     EXPECT_EQ(during.device_bytes, before.device_bytes + 5000);
     EXPECT_EQ(during.host_bytes, before.host_bytes + 6000 + 4096);
     EXPECT_EQ(during.handles, before.handles + 2);
   }
-  const auto after = simulated_.count();
+  const auto after = simulated_cuda_count();
   EXPECT_EQ(after.device_bytes, before.device_bytes);
   EXPECT_EQ(after.host_bytes, before.host_bytes);
   EXPECT_EQ(after.handles, before.handles);
 }
 
 TEST_F(Cuda, a_full_gpu_is_an_error_with_the_amount) {
-  simulated_.limit(1000);
+  simulated_cuda_limit(1000);
   const auto buffer = allocate(context_, 5000);
-  simulated_.limit(std::uint64_t{4} << 30);
+  simulated_cuda_limit(std::uint64_t{4} << 30);
   ASSERT_FALSE(buffer);
   EXPECT_EQ(buffer.error().code(), Code::kResourceExhausted);
   EXPECT_EQ(buffer.error().native(), CUDA_ERROR_OUT_OF_MEMORY);
@@ -127,7 +126,7 @@ TEST_F(Cuda, a_full_gpu_is_an_error_with_the_amount) {
 }
 
 TEST_F(Cuda, a_broken_context_is_an_error_of_every_call) {
-  simulated_.fail("cuEventCreate", 1, CUDA_ERROR_ILLEGAL_ADDRESS, true);
+  simulated_cuda_fail("cuEventCreate", 1, CUDA_ERROR_ILLEGAL_ADDRESS, true);
   const auto event = create_event(context_);
   ASSERT_FALSE(event);
   EXPECT_EQ(event.error().code(), Code::kUnavailable);

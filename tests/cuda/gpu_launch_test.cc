@@ -12,7 +12,7 @@
 #include "kernels/gpu_image.h"
 #include "kernels/pack_table.h"
 #include "tests/format/seed.h"
-#include "tests/simulated_cuda/simulated.h"
+#include "tests/simulated_cuda/control.h"
 
 namespace stillframe::kernels {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-// How a test reaches into the simulated driver, libcuda.so.1 of this folder, which it and
-// libstillframe load by name as they would a real one: by dlsym(), through Control.
+// How a test reaches into the simulated driver, libcuda.so.1 of this folder. The test is linked
+// with it, so that the code under test finds it when it loads the driver by its name.
 //
 // The driver runs kernels of kernels/ on the CPU, streams as threads with random pauses, device
 // memory where the host cannot touch it. What real CUDA leaves undefined ends the process with a
@@ -21,10 +21,10 @@ struct simulated_cuda_counts {
 
 // The `nth` call from now on (1: the next) of `call`, or of any when it is empty, does nothing and
 // gives `result`. With `is_sticky` so does every later call.
-void simulated_cuda_fail(const char* call, std::uint64_t nth, int result, int is_sticky);
+void simulated_cuda_fail(const char* call, std::uint64_t nth, int result, bool is_sticky = false);
 // No call fails any more.
 void simulated_cuda_heal();
 // Of each GPU; allocations behind it fail.
 void simulated_cuda_limit(std::uint64_t device_bytes);
-void simulated_cuda_count(simulated_cuda_counts* counts);
+simulated_cuda_counts simulated_cuda_count();
 }

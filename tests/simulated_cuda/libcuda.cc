@@ -148,34 +148,39 @@ void check_host(const void* memory) {
 
 // --- Control -------------------------------------------------------------------------------------
 
-#define CONTROL extern "C" __attribute__((visibility("default"))) void
+#define CONTROL extern "C" __attribute__((visibility("default")))
 
-CONTROL simulated_cuda_fail(const char* call, std::uint64_t nth, int result, int is_sticky) {
+CONTROL void simulated_cuda_fail(const char* call, std::uint64_t nth, int result, bool is_sticky) {
   Machine& all = machine();
   const std::lock_guard lock(all.mutex);
   all.fail_call = call;
   all.fail_in = nth;
   all.fail_result = result;
-  all.fail_is_sticky = is_sticky != 0;
+  all.fail_is_sticky = is_sticky;
 }
 
-CONTROL simulated_cuda_heal() {
+CONTROL void simulated_cuda_heal() {
   Machine& all = machine();
   const std::lock_guard lock(all.mutex);
   all.fail_in = 0;
   all.broken = 0;
 }
 
-CONTROL simulated_cuda_limit(std::uint64_t device_bytes) { machine().memory.limit(device_bytes); }
+CONTROL void simulated_cuda_limit(std::uint64_t device_bytes) {
+  machine().memory.limit(device_bytes);
+}
 
-CONTROL simulated_cuda_count(simulated_cuda_counts* counts) {
+CONTROL simulated_cuda_counts simulated_cuda_count() {
   Machine& all = machine();
-  counts->device_bytes = all.memory.device_bytes();
-  counts->host_bytes = all.memory.host_bytes();
-  counts->launches = all.launches;
+  simulated_cuda_counts counts = {.calls = 0,
+                                  .device_bytes = all.memory.device_bytes(),
+                                  .host_bytes = all.memory.host_bytes(),
+                                  .handles = 0,
+                                  .launches = all.launches};
   const std::lock_guard lock(all.mutex);
-  counts->calls = all.calls;
-  counts->handles = all.handles.size();
+  counts.calls = all.calls;
+  counts.handles = all.handles.size();
+  return counts;
 }
 
 // --- The driver and its GPUs ---------------------------------------------------------------------

@@ -203,7 +203,9 @@ std::string GpuTrainer::judge_newest(std::int64_t step) {
                        .name = memories_[i].name.c_str(),
                        .data = read.back().data(),
                        .bytes = tensors_[i].bytes,
-                       .stride_bytes = nullptr});
+                       .stride_bytes = nullptr,
+                       .memory = SF_MEMORY_HOST,
+                       .reserved = 0});
   }
   const int filled =
       sf_checkpoint_read(checkpoint, targets.data(), targets.size(), nullptr, &error_);
@@ -217,6 +219,63 @@ std::string GpuTrainer::judge_newest(std::int64_t step) {
     }
   }
   return "";
+}
+
+int GpuTrainer::restore_newest(bool uses_memory, sf_read_stats* stats) {
+  sf_checkpoint* checkpoint = nullptr;
+  const int opened = sf_checkpoint_open(run_path_.c_str(), "latest",
+                                        uses_memory ? session_ : nullptr, &checkpoint, &error_);
+  if (opened != SF_OK) return opened;
+  std::vector<sf_target> targets;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (tensors_[i].is_strided) continue;
+    Memory& memory = memories_[i];
+    void* const data =
+        memory.gpu < 0 ? static_cast<void*>(memory.on_host.data() + tensors_[i].misalignment)
+                       : reinterpret_cast<void*>(memory.on_gpu.get() + tensors_[i].misalignment);
+    targets.push_back(
+        {.part_index = i < tensors_.size() / 2 ? 0U : 1U,
+         .name = memory.name.c_str(),
+         .data = data,
+         .bytes = tensors_[i].bytes,
+         .stride_bytes = nullptr,
+         .memory = static_cast<std::uint32_t>(memory.gpu < 0 ? SF_MEMORY_HOST : SF_MEMORY_CUDA),
+         .reserved = 0});
+  }
+  stats->struct_bytes = sizeof *stats;
+  const int read = sf_checkpoint_read(checkpoint, targets.data(), targets.size(), stats, &error_);
+  sf_checkpoint_close(checkpoint);
+  return read;
+}
+
+std::string GpuTrainer::find_other(std::int64_t step) {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const Memory& memory = memories_[i];
+    if (tensors_[i].is_strided || tensors_[i].bytes == 0) continue;
+    std::vector<std::uint8_t> found(tensors_[i].bytes);
+    if (memory.gpu < 0) {
+      std::copy_n(memory.on_host.begin() + static_cast<std::ptrdiff_t>(tensors_[i].misalignment),
+                  found.size(), found.begin());
+    } else {
+      found = read_gpu(i);
+    }
+    if (found != content(step, i)) return memory.name;
+  }
+  return "";
+}
+
+std::vector<std::uint8_t> GpuTrainer::read_gpu(std::size_t tensor) {
+  const Memory& memory = memories_[tensor];
+  std::vector<std::uint8_t> held(tensors_[tensor].bytes);
+  {
+    const cuda::Current current(*contexts_[memory.gpu]);
+    const CUresult copied = contexts_[memory.gpu]->calls().cuMemcpyDtoHAsync(
+        held.data(), memory.on_gpu.get() + tensors_[tensor].misalignment, held.size(),
+        streams_[memory.gpu].get());
+    check(copied == CUDA_SUCCESS, "the trainer computes");
+  }
+  wait_gpus();
+  return held;
 }
 
 std::string GpuTrainer::describe() {

@@ -44,6 +44,14 @@ class GpuTrainer {
   int save_durable(std::int64_t step);  // Eager, filled before.
   // Reads the newest checkpoint into the host's memory. "": it holds `step`, bit for bit.
   std::string judge_newest(std::int64_t step);
+  // Reads the newest checkpoint to where the tensors lie, strided ones of GPUs to nowhere; with
+  // `uses_memory` from the daemon's slot.
+  int restore_newest(bool uses_memory, sf_read_stats* stats);
+  // Which tensor does not hold its bytes of `step` where it lies, but for strided ones; "": none.
+  std::string find_other(std::int64_t step);
+  // What a contiguous tensor of a GPU holds.
+  std::vector<std::uint8_t> read_gpu(std::size_t tensor);
+  static std::uint8_t byte_at(std::int64_t step, std::size_t tensor, std::uint64_t offset);
   int close();
 
   std::string describe();
@@ -61,7 +69,6 @@ class GpuTrainer {
     std::string name;
     int gpu = -1;
   };
-  static std::uint8_t byte_at(std::int64_t step, std::size_t tensor, std::uint64_t offset);
   std::vector<std::uint8_t> content(std::int64_t step, std::size_t tensor) const;
   std::vector<sf_source> sources() const;
 

@@ -174,7 +174,9 @@ std::vector<sf_target> State::targets() {
                        .name = tensor.name.c_str(),
                        .data = tensor.bytes.data(),
                        .bytes = tensor.bytes.size(),
-                       .stride_bytes = nullptr});
+                       .stride_bytes = nullptr,
+                       .memory = SF_MEMORY_HOST,
+                       .reserved = 0});
   }
   return targets;
 }
