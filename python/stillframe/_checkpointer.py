@@ -388,17 +388,19 @@ class Checkpointer:
     def fence(self) -> None:
         """Wait until training may write again: for loops that write outside of step().
 
-        Helps to copy. A snapshot that makes no progress for 50 ms is given up; training is not.
+        Helps to copy. A snapshot that makes no progress for 50 ms is given up; training is not. Of
+        GPUs nothing is waited for: what is enqueued from now on to the streams that were current
+        when it was saved, such as the replay of a CUDA graph, is held there until it may write.
         """
         self._saver.check_usable()
-        self._saver.finish_capture()
+        self._saver.open_fence()
 
     def _before_step(self) -> None:
         """Called ahead of every optimizer's step. Must not raise into the training loop."""
         self._boundary.left()
         if not self._saver.is_usable:
             return
-        self._saver.finish_capture()
+        self._saver.open_fence()
         if self._wants_layout and all(one.state for one in self._members.optimizers.values()):
             self._prepare_arena()
 

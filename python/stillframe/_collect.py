@@ -20,6 +20,7 @@ from stillframe._saver import Content, Lazy
 from stillframe._sources import Sources
 from stillframe._state import encode_state
 from stillframe._tensors import spec_of
+from stillframe.errors import InvalidArgument
 
 
 class Collector:
@@ -62,7 +63,9 @@ class Collector:
             # The counters come before the copy: a write in between is then seen.
             find_changed = functools.partial(live.first_changed, live.versions())
             lazy = Lazy(live.lazy_aliases, find_changed)
-        return Content(parts, sources.array, state.text, state.has_pickle), lazy
+        devices = {*live.devices, *(one.get_device() for _, one in state.lifted)} - {-1}
+        streams = [(device, current_stream(device)) for device in sorted(devices)]
+        return Content(parts, sources.array, state.text, state.has_pickle, streams), lazy
 
     def release(self) -> None:
         """Let go of the tensors that were copied before save() returned."""
@@ -99,6 +102,18 @@ class Collector:
             self._sources = Sources(live.tensors, len(ordered))
         self._sources.set_extra([tensor for _, tensor in ordered])
         return parts, self._sources
+
+
+def current_stream(device: int) -> int:
+    """The CUstream that torch uses on a GPU now.
+
+    Raises:
+        InvalidArgument: what is enqueued there is recorded into a CUDA graph, not done.
+    """
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            raise InvalidArgument("a save cannot be part of a CUDA graph; save between its replays")
+    return int(torch.cuda.current_stream(device).cuda_stream)
 
 
 def choose_capture(asked: str, hooks: StepHooks, *, has_optimizers: bool) -> tuple[bool, str]:

@@ -18,6 +18,8 @@ from stillframe.errors import StillframeError
 
 # Bounds waiting without progress; copying one's own bytes is progress.
 STALL_MS = 50
+# The same where a GPU captures: it first ends what training has enqueued before the save.
+_GPU_STALL_MS = 10_000
 _PUBLISHER_STALL_MS = 1_000
 
 
@@ -28,11 +30,15 @@ class Capture:
     Attributes:
         aliases: keep the memory alive that the copiers read.
         find_changed: names a tensor whose version counter has moved since the save began.
+        is_on_gpus: whether some of that memory is a GPU's.
+        is_open: whether open() has let training write again.
     """
 
     number: int
     aliases: Sequence[Any]
     find_changed: Callable[[], str | None]
+    is_on_gpus: bool = False
+    is_open: bool = False
 
 
 class Fence:
@@ -63,10 +69,36 @@ class Fence:
         capture = self._capturing
         if capture is None:
             return
+        if capture.is_on_gpus:
+            stall_ms = max(stall_ms, _GPU_STALL_MS)
         if self._wait(capture, stall_ms=stall_ms, help=True):
             self._publish(capture)
         else:
             self.void(f"nothing was copied for {stall_ms} ms while training waited")
+
+    def open(self) -> None:
+        """Let training write again: as finish(), but a GPU's work is ordered, not waited for.
+
+        What was enqueued on GPUs is captured beside it, and published by the publisher thread.
+        """
+        capture = self._capturing
+        if capture is None or capture.is_open:
+            return
+        if not capture.is_on_gpus:
+            self.finish()
+            return
+        try:
+            is_open = self._session.open_fence(capture.number, stall_ms=STALL_MS)
+        except StillframeError as error:
+            self.void(str(error))
+            return
+        if not is_open:
+            self.void(f"nothing was copied for {STALL_MS} ms while training waited")
+            return
+        with self._changed:
+            # The counters are compared here: behind this, they move.
+            if self._capturing is capture and not self._is_torn(capture):
+                capture.is_open = True
 
     def help(self, number: int, timeout_ms: int) -> None:
         """Like finish() for a caller that is in no hurry: never gives the snapshot up."""
@@ -107,13 +139,7 @@ class Fence:
         with self._changed:
             if self._capturing is not capture:
                 return
-            changed = capture.find_changed()
-            if changed is not None:
-                self.void(
-                    f"tensor {changed} was written while it was captured; write after the "
-                    "optimizer's step or checkpointer.fence(), or save with capture='eager'",
-                    torn=True,
-                )
+            if not capture.is_open and self._is_torn(capture):
                 return
             try:
                 self._session.publish(capture.number)
@@ -122,6 +148,17 @@ class Fence:
                 # Torn, or the daemon died: its ticket has the reason. Voiding what is over is
                 # harmless, and nothing may be left behind that refuses the next save.
                 self.void(str(error))
+
+    def _is_torn(self, capture: Capture) -> bool:
+        """Whether a lazy tensor was provably written too early; gives the capture up then."""
+        changed = capture.find_changed()
+        if changed is not None:
+            self.void(
+                f"tensor {changed} was written while it was captured; write after the "
+                "optimizer's step or checkpointer.fence(), or save with capture='eager'",
+                torn=True,
+            )
+        return changed is not None
 
     def _publish_next(self) -> bool:
         """One round of the publisher thread; False when it is over."""

@@ -34,6 +34,9 @@ TIMEOUT = 100
 
 CAPTURE_EAGER = 0
 CAPTURE_LAZY = 1
+MEMORY_HOST, MEMORY_CUDA = 0, 1
+MEMORY_HOST = 0
+MEMORY_CUDA = 1
 CHECK_SAMPLE = 0
 CHECK_FULL = 1
 
@@ -216,6 +219,7 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
         c_int,
         [_SESSION, POINTER(SaveOptions), POINTER(Source), c_uint64, POINTER(c_uint64), _ERROR],
     ),
+    "sf_capture_fence": (c_int, [_SESSION, c_uint64, c_uint32, _ERROR]),
     "sf_capture_wait": (c_int, [_SESSION, c_uint64, c_uint32, c_int, _ERROR]),
     "sf_capture_publish": (c_int, [_SESSION, c_uint64, _ERROR]),
     "sf_capture_void": (c_int, [_SESSION, c_uint64, c_int, c_char_p, _ERROR]),

@@ -143,6 +143,8 @@ class LiveState:
             for at in range(0, len(self.tensors), _GROUP_SIZE)
         ]
         self._counters: list[int] | None = None
+        # The GPUs that have a tensor.
+        self.devices = sorted({one.memory.get_device() for one in self.tensors} - {-1})
 
     def is_current(self) -> bool:
         """Whether collecting again would find the same tensors at the same addresses.

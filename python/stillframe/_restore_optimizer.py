@@ -138,6 +138,12 @@ class OptimizerPlan:
         parameters: Mapping[str, Tensor],
     ) -> Apply:
         restored: list[tuple[Tensor, Any]] = []
+        steps_on_device = {
+            id(parameter)
+            for group in optimizer.param_groups
+            if group.get("fused") or group.get("capturable")
+            for parameter in group["params"]
+        }
         for saved_name, entry in state["state"].items():
             parameter = parameters.get(self._live_names.get(saved_name, saved_name))
             if parameter is None:
@@ -148,7 +154,10 @@ class OptimizerPlan:
             live = optimizer.state.get(parameter, {})
             where = f"{path}.state.{saved_name}"
             existing = _tensors_of(live, entry)
-            value = _members_of(self._decode(entry, where, existing, parameter), where)
+            decoded = self._decode(
+                entry, where, existing, parameter, id(parameter) not in steps_on_device
+            )
+            value = _members_of(decoded, where)
             restored.append((parameter, value))
 
         def apply() -> None:
@@ -165,16 +174,24 @@ class OptimizerPlan:
         return apply
 
     def _decode(
-        self, value: Any, path: str, existing: Mapping[str, Tensor], parameter: Tensor | None
+        self,
+        value: Any,
+        path: str,
+        existing: Mapping[str, Tensor],
+        parameter: Tensor | None,
+        keeps_step_on_cpu: bool = True,
     ) -> Any:
         def tensor(name: str) -> Tensor:
             saved = self._targets.saved(name)
             live = existing.get(name)
+            # As load_state_dict(): state lies with its parameter, but for the count of steps.
+            is_step = name.endswith(".step") and keeps_step_on_cpu
+            device = None if parameter is None or is_step else parameter.device
             if live is not None and self._problems.fits(name, saved.spec, live):
                 self._targets.add(saved, name, live)
                 return live
-            if parameter is None or tuple(parameter.shape) != saved.spec.shape:
-                return self._targets.add_new(name)
+            if parameter is None or is_step or tuple(parameter.shape) != saved.spec.shape:
+                return self._targets.add_new(name, device)
             made = _like(parameter, torch_dtype(saved.spec.dtype))
             self._targets.add(saved, name, made)
             return made

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from stillframe._layout import TensorSpec
 from stillframe._saved import Place, SavedCheckpoint, SavedTensor
-from stillframe._tensors import local_tensor, spec_of, stride_bytes, torch_dtype
+from stillframe._tensors import (
+    local_tensor,
+    memory_kind,
+    spec_of,
+    stride_bytes,
+    torch_dtype,
+)
 from stillframe.errors import DataLoss, InvalidArgument
 
 
@@ -87,13 +93,22 @@ class Targets:
             # One saved tensor for two that are no longer tied.
             self._copies.append((first, memory.detach()))
             return
-        self.places.append(Place(saved, memory.data_ptr(), stride_bytes(memory)))
+        if memory.is_cuda and not memory.is_contiguous():
+            # A GPU is filled by its copy engine, which knows no strides.
+            filled = torch.empty(memory.shape, dtype=memory.dtype, device=memory.device)
+            self._copies.append((filled, memory.detach()))
+            memory = filled
+        self.places.append(
+            Place(saved, memory.data_ptr(), stride_bytes(memory), memory_kind(memory))
+        )
 
-    def add_new(self, name: str) -> Tensor:
-        """A new tensor that is going to hold what was saved under this name."""
+    def add_new(self, name: str, device: torch.device | None = None) -> Tensor:
+        """A new tensor that is going to hold what was saved under this name; None: of the CPU."""
         if name not in self._new:
             saved = self.saved(name)
-            self._new[name] = torch.empty(saved.spec.shape, dtype=torch_dtype(saved.spec.dtype))
+            self._new[name] = torch.empty(
+                saved.spec.shape, dtype=torch_dtype(saved.spec.dtype), device=device or "cpu"
+            )
             self.add(saved, name, self._new[name])
         return self._new[name]
 

@@ -39,6 +39,7 @@ class Place:
     saved: SavedTensor
     address: int
     stride_bytes: Sequence[int] | None
+    memory: int = _library.MEMORY_HOST  # Or of a GPU, which then is contiguous.
 
 
 class SavedCheckpoint:
@@ -163,6 +164,7 @@ class SavedCheckpoint:
             target.name = place.saved.spec.name.encode()
             target.data = place.address
             target.bytes = place.saved.bytes
+            target.memory = place.memory
             if place.stride_bytes is not None:
                 strides = (ctypes.c_int64 * len(place.stride_bytes))(*place.stride_bytes)
                 kept.append(strides)

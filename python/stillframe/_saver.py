@@ -47,12 +47,14 @@ class Content:
             memory alive: of eager sources until begin() returns, of lazy ones by Lazy.aliases.
         state_json: state.json, UTF-8.
         has_pickle: whether state_json has pickles in it.
+        streams: of each GPU that has a source, its number and the CUstream that training uses.
     """
 
     parts: list[PartSpec]
     sources: ctypes.Array[_library.Source]
     state_json: bytes
     has_pickle: bool = False
+    streams: Sequence[tuple[int, int]] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,6 +186,7 @@ class Saver:
             is_lazy=lazy is not None,
             checks_all=self._how.checks_all,
             busy_timeout_ms=STALL_MS if skips else round(1000 * timeout),
+            streams=content.streams,
         )
         with session.lock:
             try:
@@ -207,7 +210,12 @@ class Saver:
             )
             ticket._busy_seconds_before = busy_seconds
             if lazy is not None:
-                self._fence.begin(Capture(number, lazy.aliases, lazy.find_changed))
+                on_gpus = bool(content.streams)
+                self._fence.begin(
+                    Capture(number, lazy.aliases, lazy.find_changed, is_on_gpus=on_gpus)
+                )
+            if content.streams:
+                self._journal.lane = "pinned"
         self._outstanding.append(ticket)
         self._last = ticket
         return ticket
@@ -248,6 +256,11 @@ class Saver:
         """
         if self._fence is not None:
             self._fence.finish()
+
+    def open_fence(self) -> None:
+        """Let training write again, as finish_capture() but without waiting for a GPU."""
+        if self._fence is not None:
+            self._fence.open()
 
     def close(self, timeout: float | None = None) -> None:
         """Wait until the last save is durable, then let the daemon go. Twice is harmless.

@@ -54,6 +54,7 @@ class SaveRequest:
     is_lazy: bool
     checks_all: bool
     busy_timeout_ms: int
+    streams: Sequence[tuple[int, int]] = ()  # Of GPUs: device, and its CUstream.
 
 
 class Session:
@@ -159,6 +160,11 @@ class Session:
             options.metric_values = (ctypes.c_double * len(names))(
                 *(value for _, value in request.metrics)
             )
+        if request.streams:
+            options.streams = (_library.Stream * len(request.streams))(
+                *(_library.Stream(stream, device) for device, stream in request.streams)
+            )
+            options.stream_count = len(request.streams)
         ticket = ctypes.c_uint64()
         error = _library.Error()
         first = time.monotonic()
@@ -184,6 +190,20 @@ class Session:
         with self._using() as handle:
             error = _library.Error()
             code = self._library.sf_capture_wait(handle, ticket, stall_ms, help, byref(error))
+            return _reached(code, error)
+
+    def open_fence(self, ticket: int, *, stall_ms: int) -> bool:
+        """Let GPUs' streams wait for the capture, and copy what is the host's; see the C header.
+
+        Returns:
+            False when nothing moved for `stall_ms`.
+
+        Raises:
+            DataLoss: a tensor of the host changed meanwhile; the save has failed.
+        """
+        with self.lock, self._using() as handle:
+            error = _library.Error()
+            code = self._library.sf_capture_fence(handle, ticket, stall_ms, byref(error))
             return _reached(code, error)
 
     def publish(self, ticket: int) -> None:

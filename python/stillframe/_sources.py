@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stillframe import _library
 from stillframe._live import LiveTensor
-from stillframe._tensors import stride_bytes
+from stillframe._tensors import memory_kind, stride_bytes
 
 
 class Sources:
@@ -37,6 +37,7 @@ class Sources:
     @staticmethod
     def _fill(source: _library.Source, tensor: Tensor, kept: list[object]) -> None:
         source.data = tensor.data_ptr()
+        source.memory = memory_kind(tensor)
         strides = stride_bytes(tensor)
         if strides is None:
             source.stride_bytes = None

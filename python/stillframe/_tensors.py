@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillframe import _library
 from stillframe._layout import TensorSpec
 from stillframe.errors import InvalidArgument
 
@@ -203,7 +204,7 @@ def _identity(tensor: Tensor, memory: Tensor) -> tuple[object, ...]:
 
 
 def local_tensor(name: str, tensor: Tensor) -> Tensor:
-    """The plain CPU tensor behind `tensor`, sharing its memory.
+    """The plain tensor behind `tensor`, of the CPU or a GPU, sharing its memory.
 
     Raises:
         InvalidArgument: there is none that this version can save; the message names the tensor.
@@ -217,10 +218,8 @@ def local_tensor(name: str, tensor: Tensor) -> Tensor:
             f"{name} is on the meta device, which holds no bytes; give it memory before, such as "
             "by model.to_empty(device=...)"
         )
-    if tensor.device.type != "cpu":
-        raise InvalidArgument(
-            f"{name} is on {tensor.device}: this version has the host lane only, for CPU tensors"
-        )
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise InvalidArgument(f"{name} is on {tensor.device}; CPU and CUDA tensors can be saved")
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise InvalidArgument(f"{name} is not a plain strided tensor ({tensor.layout})")
     if tensor.dtype not in _DTYPE_NAMES:
@@ -271,6 +270,11 @@ def stride_bytes(tensor: Tensor) -> list[int] | None:
         return None
     element_bytes = tensor.element_size()
     return [element_bytes * stride for stride in tensor.stride()]
+
+
+def memory_kind(tensor: Tensor) -> int:
+    """Of a local_tensor(), for the C library: whose memory it is."""
+    return _library.MEMORY_CUDA if tensor.is_cuda else _library.MEMORY_HOST
 
 
 def parameter_names(

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <vector>
 
 #include "tests/simulated_cuda/control.h"
 #include "tests/simulated_cuda/kernel_run.h"
@@ -23,8 +25,10 @@ struct CUctx_st {
   std::uint64_t retained = 0;
 };
 struct CUstream_st {
-  CUstream_st(int ordinal, std::uint64_t seed) : stream(ordinal, seed) {}
-  sim::Stream stream;
+  CUstream_st(int ordinal, std::uint64_t seed)
+      : shared(std::make_shared<sim::Stream>(ordinal, seed)), stream(*shared) {}
+  std::shared_ptr<sim::Stream> shared;
+  sim::Stream& stream;
 };
 struct CUevent_st {
   std::shared_ptr<sim::Event> event = std::make_shared<sim::Event>();
@@ -50,6 +54,7 @@ struct Machine {
   CUctx_st contexts[kGpusMax];
   std::unique_ptr<CUstream_st> default_streams[kGpusMax];
   std::set<void*> handles;
+  std::vector<std::weak_ptr<sim::Stream>> streams;  // Of all GPUs.
   std::atomic<std::uint64_t> seed = 1;
   std::atomic<std::uint64_t> launches = 0;
   // Which call is to fail.
@@ -130,7 +135,10 @@ CUstream_st& stream_of(CUstream stream) {
   Machine& all = machine();
   const std::lock_guard lock(all.mutex);
   auto& made = all.default_streams[ordinal];
-  if (!made) made = std::make_unique<CUstream_st>(ordinal, all.seed++);
+  if (!made) {
+    made = std::make_unique<CUstream_st>(ordinal, all.seed++);
+    all.streams.push_back(made->shared);
+  }
   return *made;
 }
 
@@ -293,14 +301,15 @@ ENTRY cuCtxPopCurrent(CUcontext* context) {
 
 ENTRY cuCtxSynchronize() {
   ENTER_WITH_CONTEXT("cuCtxSynchronize");
-  std::vector<CUstream_st*> streams;
+  std::vector<std::weak_ptr<sim::Stream>> streams;
   {
-    Machine& all = machine();
-    const std::lock_guard lock(all.mutex);
-    // Only the default stream: what tests wait for this way.
-    if (auto& made = all.default_streams[pushed.back()->ordinal]) streams.push_back(made.get());
+    const std::lock_guard lock(machine().mutex);
+    streams = machine().streams;
   }
-  for (CUstream_st* const stream : streams) stream->stream.wait_idle();
+  for (const auto& known : streams) {
+    const std::shared_ptr<sim::Stream> stream = known.lock();
+    if (stream && stream->ordinal() == pushed.back()->ordinal) stream->wait_idle();
+  }
   return CUDA_SUCCESS;
 }
 
@@ -316,6 +325,9 @@ ENTRY cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 ENTRY cuStreamCreateWithPriority(CUstream* stream, unsigned int, int) {
   ENTER_WITH_CONTEXT("cuStreamCreateWithPriority");
   *stream = add_handle(new CUstream_st(pushed.back()->ordinal, machine().seed++));
+  const std::lock_guard lock(machine().mutex);
+  std::erase_if(machine().streams, [](const auto& known) { return known.expired(); });
+  machine().streams.push_back((*stream)->shared);
   return CUDA_SUCCESS;
 }
 
