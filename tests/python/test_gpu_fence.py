@@ -6,6 +6,7 @@ the simulated driver, tests/client/gpu_capture_test.cc.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 import stillframe.torch as stillframe
 import training
-from stillframe import _collect, _live
+from stillframe import _collect, _fence, _live
 
 
 @pytest.fixture
@@ -52,7 +53,15 @@ def test_training_writes_behind_the_open_fence_and_the_save_still_counts(tmp_pat
 
 
 @pytest.mark.usefixtures("on_gpus")
-def test_a_write_before_the_fence_fails_the_save(tmp_path: Path) -> None:
+def test_a_write_before_the_fence_fails_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish_nothing(self: _fence.Fence) -> bool:
+        time.sleep(0.001)
+        return not self._is_stopped
+
+    # Else a small snapshot is complete before anybody can write.
+    monkeypatch.setattr(_fence.Fence, "_publish_next", publish_nothing)
     run = training.make()
     run.step()
     checkpointer = run.checkpointer(tmp_path / "run", capture="lazy", check="full")
