@@ -68,29 +68,42 @@ Status GpuDevice::prepare(const GpuPlan::Share& share, const Layout& layout,
                           const Staging& staging) {
   share_ = &share;
   layout_ = &layout;
-  early_ = {};
-  if (share.early_bytes != 0) {
-    auto early = cuda::allocate(context_, share.early_bytes);
-    if (!early) return std::move(early).error();
-    early_ = *std::move(early);
+  auto reserved = reserve(share);
+  if (!reserved || share.extent_count == 0) return reserved;
+  auto made = make_window(layout);
+  if (!made) return made;
+  return upload(layout, staging);
+}
+
+Status GpuDevice::grow(Grown& grown, std::uint64_t bytes) {
+  if (grown.bytes >= bytes) return ok();
+  grown = {};
+  auto buffer = cuda::allocate(context_, bytes);
+  if (!buffer) return std::move(buffer).error();
+  grown = {.buffer = *std::move(buffer), .bytes = bytes};
+  return ok();
+}
+
+Status GpuDevice::reserve(const GpuPlan::Share& share) {
+  auto early = grow(early_, share.early_bytes);
+  if (!early) return early;
+  const std::uint64_t hash_bytes = share.extent_count * sizeof(std::uint64_t);
+  auto hashes = grow(hashes_, hash_bytes);
+  if (!hashes) return hashes;
+  if (host_hashes_bytes_ < hash_bytes) {
+    host_hashes_ = {};
+    host_hashes_bytes_ = 0;
+    auto host_hashes = cuda::allocate_host(context_, hash_bytes);
+    if (!host_hashes) return std::move(host_hashes).error();
+    host_hashes_ = *std::move(host_hashes);
+    host_hashes_bytes_ = hash_bytes;
   }
   while (done_.size() < share.chunks.size()) {
     auto event = cuda::create_event(context_);
     if (!event) return std::move(event).error();
     done_.push_back(*std::move(event));
   }
-  if (share.extent_count == 0) return ok();
-  const std::uint64_t hash_bytes = share.extent_count * sizeof(std::uint64_t);
-  hashes_ = {};
-  auto hashes = cuda::allocate(context_, hash_bytes);
-  if (!hashes) return std::move(hashes).error();
-  hashes_ = *std::move(hashes);
-  auto host_hashes = cuda::allocate_host(context_, hash_bytes);
-  if (!host_hashes) return std::move(host_hashes).error();
-  host_hashes_ = *std::move(host_hashes);
-  auto made = make_window(layout);
-  if (!made) return made;
-  return upload(layout, staging);
+  return ok();
 }
 
 Status GpuDevice::make_window(const Layout& layout) {
@@ -141,7 +154,7 @@ Status GpuDevice::upload(const Layout& layout, const Staging& staging) {
       switch (piece.origin) {
         case GpuPlan::Origin::kTensor: break;
         case GpuPlan::Origin::kStaging: address += staging_address; break;
-        case GpuPlan::Origin::kEarly: address += early_.get(); break;
+        case GpuPlan::Origin::kEarly: address += early_.buffer.get(); break;
       }
       pieces.push_back({.data = address_of<std::byte>(address),
                         .image_offset = piece.image_offset,
@@ -151,26 +164,25 @@ Status GpuDevice::upload(const Layout& layout, const Staging& staging) {
     places[part.part] = {.pieces = append(pieces.data(), pieces.size() * sizeof(kernels::Piece)),
                          .first_piece = append(first.data(), first.size() * sizeof(std::uint32_t))};
   }
-  auto buffer = cuda::allocate(context_, uploaded_.size());
-  if (!buffer) return std::move(buffer).error();
-  tables_ = *std::move(buffer);
+  auto grown = grow(tables_, uploaded_.size());
+  if (!grown) return grown;
   jobs_.clear();
   for (const GpuPlan::Chunk& chunk : share_->chunks) {
     const Place& place = places[chunk.part];
     jobs_.push_back(
-        {.pieces = address_of<const kernels::Piece>(tables_.get() + place.pieces),
-         .first_piece = address_of<const std::uint32_t>(tables_.get() + place.first_piece),
+        {.pieces = address_of<const kernels::Piece>(tables_.buffer.get() + place.pieces),
+         .first_piece = address_of<const std::uint32_t>(tables_.buffer.get() + place.first_piece),
          .image_bytes = layout.parts[chunk.part].image.bytes,
          .first_extent = chunk.first_extent,
          .extent_count = chunk.extent_count,
          .image = nullptr,
-         .extent_hashes =
-             address_of<std::uint64_t>(hashes_.get() + chunk.first_hash * sizeof(std::uint64_t)),
+         .extent_hashes = address_of<std::uint64_t>(hashes_.buffer.get() +
+                                                    chunk.first_hash * sizeof(std::uint64_t)),
          .damaged = nullptr});
   }
   const cuda::Current current(*context_);
   return check("copy the descriptors to a GPU",
-               calls().cuMemcpyHtoDAsync(tables_.get(), uploaded_.data(), uploaded_.size(),
+               calls().cuMemcpyHtoDAsync(tables_.buffer.get(), uploaded_.data(), uploaded_.size(),
                                          pack_stream_.get()));
 }
 
@@ -180,8 +192,8 @@ Status GpuDevice::follow(CUstream trainer) {
   const cuda::Current current(*context_);
   for (const GpuPlan::EarlyCopy& copy : share_->early) {
     auto copied = check("copy a tensor within a GPU",
-                        calls().cuMemcpyDtoDAsync(early_.get() + copy.early_offset, copy.data,
-                                                  copy.bytes, trainer));
+                        calls().cuMemcpyDtoDAsync(early_.buffer.get() + copy.early_offset,
+                                                  copy.data, copy.bytes, trainer));
     if (!copied) return copied;
   }
   auto recorded =
@@ -218,9 +230,10 @@ Status GpuDevice::enqueue(std::size_t index, Bytes slot) {
       if (!waited) return waited;
     }
   } else {
-    auto address = cuda::device_address(*context_, target.data());
+    auto address = cuda::device_address(*context_, slot.data());
     if (!address) return std::move(address).error();
-    job.image = address_of<std::byte>(*address);
+    job.image =
+        address_of<std::byte>(*address + static_cast<std::uint64_t>(target.data() - slot.data()));
   }
   auto launched = kernels_.pack(job, kBlockCount, pack_stream_.get());
   if (!launched) return launched;
@@ -247,7 +260,7 @@ Status GpuDevice::drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes t
   auto hashed = check(
       "copy hashes from a GPU",
       calls().cuMemcpyDtoHAsync(static_cast<std::byte*>(host_hashes_.get()) + hash_offset,
-                                hashes_.get() + hash_offset,
+                                hashes_.buffer.get() + hash_offset,
                                 std::size_t{chunk.extent_count} * sizeof(std::uint64_t), stream));
   if (!hashed) return hashed;
   return check("mark a chunk", calls().cuEventRecord(done, stream));

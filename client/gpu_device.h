@@ -57,7 +57,15 @@ class GpuDevice {
   std::string window_reason() const { return window_reason_; }
 
  private:
+  // A buffer that is kept while it is large enough: to free one waits for all of the GPU's work.
+  struct Grown {
+    cuda::DeviceBuffer buffer;
+    std::uint64_t bytes = 0;
+  };
+
   GpuDevice(std::shared_ptr<const cuda::Context> context, kernels::GpuKernels kernels);
+  Status grow(Grown& grown, std::uint64_t bytes);
+  Status reserve(const GpuPlan::Share& share);
   Status upload(const Layout& layout, const Staging& staging);
   Status make_window(const Layout& layout);
   Status drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes target, CUevent done);
@@ -71,12 +79,13 @@ class GpuDevice {
   const GpuPlan::Share* share_ = nullptr;
   const Layout* layout_ = nullptr;
 
-  cuda::DeviceBuffer tables_;           // For each part its pieces, then its first_piece.
+  Grown tables_;                        // For each part its pieces, then its first_piece.
   std::vector<std::byte> uploaded_;     // The same, read by the copy to there.
   std::vector<kernels::PackJob> jobs_;  // By chunk, but for `image`.
-  cuda::DeviceBuffer early_;
-  cuda::DeviceBuffer hashes_;
+  Grown early_;
+  Grown hashes_;
   cuda::HostBuffer host_hashes_;
+  std::uint64_t host_hashes_bytes_ = 0;
   cuda::DeviceBuffer window_;
   std::uint64_t half_bytes_ = 0;
   std::string window_reason_;
