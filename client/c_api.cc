@@ -172,6 +172,7 @@ Result<SessionOptions> session_options(const sf_attach_options& given) {
   options.dial.socket_path = text_of(given.socket_path);
   options.dial.daemon_path = text_of(given.daemon_path);
   options.dial.may_start = given.no_autostart == 0;
+  options.gpu_window_bytes = given.gpu_window_bytes;
   options.copier_count = std::min<std::uint32_t>(given.copier_threads, 64);
   shm::wire::AttachT& attach = options.attach;
   attach.run_path = *std::move(run_path);

@@ -15,8 +15,15 @@ namespace stillframe::client {
 
 namespace {
 
-// 64 MiB a launch: some 50 us of packing, some ms of copying.
-constexpr std::uint32_t kChunkExtents = 64;
+// Of the two halves 64 MiB a launch: some 50 us of packing, some ms of copying.
+constexpr std::uint64_t kWindowBytes = std::uint64_t{128} << 20;
+constexpr std::uint64_t kWindowBytesMin = 2 * kExtentBytes;
+
+std::uint32_t chunk_extents(std::uint64_t window_bytes) {
+  const std::uint64_t bytes = window_bytes < kWindowBytesMin ? kWindowBytes : window_bytes;
+  return static_cast<std::uint32_t>(std::min(bytes, kWindowBytes) / 2 / kExtentBytes);
+}
+
 // Of each GPU: one is copied while the next is packed.
 constexpr std::size_t kChunksInFlight = 2;
 constexpr std::chrono::seconds kIdlePatience{10};
@@ -25,6 +32,11 @@ constexpr std::chrono::seconds kErrorPatience{1};
 constexpr std::chrono::microseconds kPollPause{50};
 
 }  // namespace
+
+GpuCapture::GpuCapture(CaptureEngine& engine, std::uint64_t window_bytes)
+    : engine_(engine),
+      has_window_(window_bytes == 0 || window_bytes >= kWindowBytesMin),
+      chunk_extents_(chunk_extents(window_bytes)) {}
 
 GpuCapture::~GpuCapture() {
   stop();
@@ -82,14 +94,14 @@ Status GpuCapture::prepare(bool is_lazy) {
   is_eager_ = false;
   is_needed_ = !tensors_.get().empty();
   if (!is_needed_) return ok();
-  plan_ = make_gpu_plan(*layout_, tensors_.get(), kChunkExtents);
+  plan_ = make_gpu_plan(*layout_, tensors_.get(), chunk_extents_);
   auto prepared = prepare_devices();
   if (prepared || prepared.error().code() != Code::kResourceExhausted || !is_lazy) return prepared;
   // Without the early copies, then: the trainer waits instead.
   std::vector<GpuTensor> late(tensors_.get().begin(), tensors_.get().end());
   for (GpuTensor& tensor : late) tensor.is_early = false;
   is_eager_ = true;
-  plan_ = make_gpu_plan(*layout_, late, kChunkExtents);
+  plan_ = make_gpu_plan(*layout_, late, chunk_extents_);
   return prepare_devices();
 }
 
@@ -112,9 +124,10 @@ Status GpuCapture::prepare_devices() {
   }
   std::size_t step_count = 0;
   for (const GpuPlan::Share& share : plan_.shares) {
-    auto prepared =
-        devices_.at(share.ordinal)
-            ->prepare(share, *layout_, {.data = static_cast<std::byte*>(staging_.get())});
+    auto prepared = devices_.at(share.ordinal)
+                        ->prepare(share, *layout_,
+                                  {.staging = static_cast<std::byte*>(staging_.get()),
+                                   .has_window = has_window_});
     if (!prepared) return prepared;
     step_count += share.chunks.size();
   }

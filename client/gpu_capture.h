@@ -30,7 +30,8 @@ namespace stillframe::client {
 // Session thread, but for fence().
 class GpuCapture {
  public:
-  explicit GpuCapture(CaptureEngine& engine) : engine_(engine) {}
+  // `window_bytes` of each GPU, as sf_attach_options has it.
+  GpuCapture(CaptureEngine& engine, std::uint64_t window_bytes);
   ~GpuCapture();
   GpuCapture(const GpuCapture&) = delete;
   GpuCapture& operator=(const GpuCapture&) = delete;
@@ -90,6 +91,8 @@ class GpuCapture {
   Status publish(const Step& step);
 
   CaptureEngine& engine_;
+  const bool has_window_;
+  const std::uint32_t chunk_extents_;
   // Session thread, and the thread of this while a job runs.
   std::shared_ptr<const cuda::Driver> driver_;
   std::shared_ptr<const Layout> layout_;

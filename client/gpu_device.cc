@@ -65,14 +65,16 @@ Result<std::unique_ptr<GpuDevice>> GpuDevice::open(
 // --- For a plan ----------------------------------------------------------------------------------
 
 Status GpuDevice::prepare(const GpuPlan::Share& share, const Layout& layout,
-                          const Staging& staging) {
+                          const Setting& setting) {
   share_ = &share;
   layout_ = &layout;
   auto reserved = reserve(share);
   if (!reserved || share.extent_count == 0) return reserved;
-  auto made = make_window(layout);
-  if (!made) return made;
-  return upload(layout, staging);
+  if (setting.has_window) {
+    auto made = make_window(layout);
+    if (!made) return made;
+  }
+  return upload(layout, setting.staging);
 }
 
 Status GpuDevice::grow(Grown& grown, std::uint64_t bytes) {
@@ -127,10 +129,10 @@ Status GpuDevice::make_window(const Layout& layout) {
 }
 
 // The descriptors of all parts, in one copy.
-Status GpuDevice::upload(const Layout& layout, const Staging& staging) {
+Status GpuDevice::upload(const Layout& layout, std::byte* staging) {
   std::uint64_t staging_address = 0;
-  if (staging.data != nullptr) {
-    auto found = cuda::device_address(*context_, staging.data);
+  if (staging != nullptr) {
+    auto found = cuda::device_address(*context_, staging);
     if (!found) return std::move(found).error();
     staging_address = *found;
   }

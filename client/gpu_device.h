@@ -28,13 +28,13 @@ class GpuDevice {
   static Result<std::unique_ptr<GpuDevice>> open(const std::shared_ptr<const cuda::Driver>& driver,
                                                  int ordinal);
 
-  // Page-locked memory that holds what GpuPlan calls the staging; may be empty.
-  struct Staging {
-    std::byte* data = nullptr;
+  struct Setting {
+    std::byte* staging = nullptr;  // Page-locked, what GpuPlan calls so; may be none.
+    bool has_window = true;        // If the GPU has memory for it.
   };
   // For captures of `share` from now on; it lives as long. Allocates all that they need, so that
   // a capture allocates nothing. kResourceExhausted: the GPU has no memory for the early copies.
-  Status prepare(const GpuPlan::Share& share, const Layout& layout, const Staging& staging);
+  Status prepare(const GpuPlan::Share& share, const Layout& layout, const Setting& setting);
   bool has_window() const noexcept { return static_cast<bool>(window_); }
 
   // For each capture, first: what follows sees what the trainer's stream has done by now. The early
@@ -66,7 +66,7 @@ class GpuDevice {
   GpuDevice(std::shared_ptr<const cuda::Context> context, kernels::GpuKernels kernels);
   Status grow(Grown& grown, std::uint64_t bytes);
   Status reserve(const GpuPlan::Share& share);
-  Status upload(const Layout& layout, const Staging& staging);
+  Status upload(const Layout& layout, std::byte* staging);
   Status make_window(const Layout& layout);
   Status drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes target, CUevent done);
   const cuda::Calls& calls() const noexcept { return context_->calls(); }

@@ -86,6 +86,10 @@ typedef struct sf_attach_options {
   /* NULL: $STILLFRAME_DAEMON, beside this library, ../bin, $PATH. For a socket that was named
    * (socket_path, STILLFRAME_SOCKET) a daemon is started only when this is set too. */
   const char* daemon_path;
+  /* Taken on each GPU that has tensors, at the first save that has some: what is packed there waits
+   * in it for its copy. 0: 128 MiB, or less for a smaller state. Below 2 MiB: nothing is taken, and
+   * the GPU writes to the slot itself; so too where it has nothing to spare. */
+  uint64_t gpu_window_bytes;
 } sf_attach_options;
 
 /* Connects (starting a private daemon if none answers) and opens the run. SF_UNAVAILABLE: no daemon

@@ -58,7 +58,7 @@ Session::Session(SessionOptions options)
     : options_(std::move(options)),
       owner_pid_(::getpid()),
       engine_(options_.copier_count != 0 ? options_.copier_count : default_copier_count()),
-      gpus_(engine_) {}
+      gpus_(engine_, options_.gpu_window_bytes) {}
 
 Session::~Session() {
   // Without close(): the daemon learns of it as of a death.

@@ -33,7 +33,8 @@ namespace stillframe::client {
 struct SessionOptions {
   DialOptions dial;
   shm::wire::AttachT attach;
-  std::uint32_t copier_count = 0;  // 0: default_copier_count().
+  std::uint32_t copier_count = 0;      // 0: default_copier_count().
+  std::uint64_t gpu_window_bytes = 0;  // 0: as GpuCapture wants it.
 };
 
 // What a wait came to.

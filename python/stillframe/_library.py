@@ -81,6 +81,7 @@ class AttachOptions(Structure):
         ("python_version", c_char_p),
         ("socket_path", c_char_p),
         ("daemon_path", c_char_p),
+        ("gpu_window_bytes", c_uint64),
     ]
 
 

@@ -68,9 +68,9 @@ class GpuCapture : public ::testing::Test {
     }
   }
 
-  testing::GpuTrainer& train(std::vector<Tensor> tensors) {
+  testing::GpuTrainer& train(std::vector<Tensor> tensors, std::uint64_t window_bytes = 0) {
     trainer_.emplace(directory_.path("run"), directory_.path("socket"), std::move(tensors));
-    EXPECT_EQ(trainer_->attach(), SF_OK) << trainer_->error().message;
+    EXPECT_EQ(trainer_->attach(window_bytes), SF_OK) << trainer_->error().message;
     return *trainer_;
   }
   // Parameters and moments on both GPUs, buffers, counters of the host: one of each kind.
@@ -172,6 +172,29 @@ TEST_F(GpuCapture, launches_a_kernel_for_each_part_and_gpu_however_many_tensors)
   EXPECT_EQ(third.host_bytes, second.host_bytes);
   EXPECT_EQ(third.handles, second.handles);
   EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+// An extent for each half of the window, so that there are many turns.
+TEST_F(GpuCapture, of_many_chunks_is_restored_bit_for_bit) {
+  for (const std::uint64_t window_bytes : {std::uint64_t{2} << 20, std::uint64_t{1}}) {
+    auto& trainer = train({{.place = Place::kGpu0, .bytes = 5'000'000, .is_lazy = true},
+                           {.place = Place::kHost, .bytes = 1'100'000, .is_lazy = true},
+                           {.place = Place::kGpu1, .bytes = 300'000, .is_lazy = true},
+                           {.place = Place::kGpu0, .bytes = 4'000'000, .is_lazy = true}},
+                          window_bytes);
+    trainer.fill(0);
+    for (std::int64_t step = 0; step < 3; ++step) {
+      std::uint64_t ticket = 0;
+      ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK)
+          << trainer.error().message;
+      ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
+      trainer.fill(step + 1);
+      ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
+      ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+      ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
+    }
+    EXPECT_EQ(trainer.close(), SF_OK);
+  }
 }
 
 TEST_F(GpuCapture, without_memory_for_a_window_writes_to_the_slot_itself) {

@@ -57,11 +57,12 @@ GpuTrainer::~GpuTrainer() {
   wait_gpus();
 }
 
-int GpuTrainer::attach() {
+int GpuTrainer::attach(std::uint64_t window_bytes) {
   sf_attach_options options{};
   options.struct_bytes = sizeof options;
   options.world_size = 1;
   options.keep_last = 3;
+  options.gpu_window_bytes = window_bytes;
   options.no_autostart = 1;
   options.run_path = run_path_.c_str();
   options.socket_path = socket_path_.c_str();

@@ -29,7 +29,7 @@ class GpuTrainer {
   GpuTrainer(const GpuTrainer&) = delete;
   GpuTrainer& operator=(const GpuTrainer&) = delete;
 
-  int attach();  // And registers the layout.
+  int attach(std::uint64_t window_bytes = 0);  // And registers the layout.
   // Gives every tensor its bytes of `step`: those that `is_wanted` says. On GPUs, in stream order.
   enum class Which { kAll, kLazy, kEarly };
   void fill(std::int64_t step, Which which = Which::kAll);
