@@ -2,10 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <iostream>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/gpu_image.h"
@@ -113,6 +115,27 @@ TEST_F(GpuCapture, lazily_holds_what_the_streams_had_done_and_nothing_later) {
     std::uint64_t ticket = 0;
     ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
     // The forward pass changes buffers at once, the optimizer the rest behind the fence.
+    trainer.fill(step + 1, Which::kEarly);
+    ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
+    trainer.fill(step + 1, Which::kLazy);
+    ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
+  }
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+// Nothing is fetched here, which would have the save wait for the GPU.
+TEST_F(GpuCapture, takes_its_place_in_a_stream_that_is_far_behind) {
+  auto& trainer = train({{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
+                         {.place = Place::kGpu0, .bytes = 200'000},
+                         {.place = Place::kGpu0, .bytes = 900'000, .is_lazy = true},
+                         {.place = Place::kGpu0, .bytes = 30}});
+  for (std::int64_t step = 0; step < 6; ++step) {
+    for (std::int64_t other = 100; other < 110; ++other) trainer.fill(other);
+    trainer.fill(step);
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
     trainer.fill(step + 1, Which::kEarly);
     ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
     trainer.fill(step + 1, Which::kLazy);
@@ -256,6 +279,25 @@ TEST_F(GpuCapture, that_is_voided_leaves_the_gpus_idle_and_the_next_save_works) 
   ASSERT_EQ(trainer.save_durable(2), SF_OK) << trainer.error().message;
   EXPECT_EQ(trainer.judge_newest(2), "");
   EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+// The simulated driver ends the process when a GPU touches what was freed.
+TEST_F(GpuCapture, that_is_voided_reads_no_memory_any_more) {
+  for (int round = 0; round < 8; ++round) {
+    auto& trainer = train({{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
+                           {.place = Place::kGpu1, .bytes = 1'500'000, .is_lazy = true}});
+    trainer.fill(round);
+    trainer.wait_gpus();
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(round, SF_CAPTURE_LAZY, &ticket), SF_OK)
+        << trainer.error().message;
+    std::this_thread::sleep_for(std::chrono::milliseconds(round));
+    sf_error error{};
+    ASSERT_EQ(sf_capture_void(trainer.session(), ticket, 0, "no longer wanted", &error), SF_OK);
+    trainer.free_tensor(0);
+    trainer.free_tensor(1);
+    EXPECT_EQ(trainer.close(), SF_OK);
+  }
 }
 
 TEST_F(GpuCapture, outlives_the_daemon) {
