@@ -48,6 +48,8 @@ DaemonProcess::DaemonProcess(std::string socket_path, const Variables& variables
   char* argv[] = {program.data(), socket_option.data(), log_option.data(), nullptr};
   posix_spawn_file_actions_t actions;
   (void)::posix_spawn_file_actions_init(&actions);
+  // It must not hold our output open when this process dies before it.
+  (void)::posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
   const std::string log_path = socket_path_ + ".log";
   (void)::posix_spawn_file_actions_addopen(&actions, 2, log_path.c_str(),
                                            O_WRONLY | O_CREAT | O_APPEND, 0600);
