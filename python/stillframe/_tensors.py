@@ -219,7 +219,9 @@ def local_tensor(name: str, tensor: Tensor) -> Tensor:
             "by model.to_empty(device=...)"
         )
     if tensor.device.type not in ("cpu", "cuda"):
-        raise InvalidArgument(f"{name} is on {tensor.device}; CPU and CUDA tensors can be saved")
+        raise InvalidArgument(
+            f"{name} is on {tensor.device}; only tensors of the CPU and of CUDA GPUs are taken"
+        )
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise InvalidArgument(f"{name} is not a plain strided tensor ({tensor.layout})")
     if tensor.dtype not in _DTYPE_NAMES:
