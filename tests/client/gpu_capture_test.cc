@@ -75,6 +75,19 @@ class GpuCapture : public ::testing::Test {
     EXPECT_EQ(trainer_->attach(window_bytes), SF_OK) << trainer_->error().message;
     return *trainer_;
   }
+  // A lazy save of what was filled for `step`, with the next step's work enqueued as early as it
+  // may.
+  static void save_beside_training(testing::GpuTrainer& trainer, std::int64_t step) {
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+    // The forward pass changes buffers at once, the optimizer the rest behind the fence.
+    trainer.fill(step + 1, Which::kEarly);
+    ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
+    trainer.fill(step + 1, Which::kLazy);
+    ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
+  }
   // Parameters and moments on both GPUs, buffers, counters of the host: one of each kind.
   static std::vector<Tensor> mixed() {
     return {{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
@@ -112,15 +125,7 @@ TEST_F(GpuCapture, lazily_holds_what_the_streams_had_done_and_nothing_later) {
   auto& trainer = train(mixed());
   trainer.fill(0);
   for (std::int64_t step = 0; step < 6; ++step) {
-    std::uint64_t ticket = 0;
-    ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
-    // The forward pass changes buffers at once, the optimizer the rest behind the fence.
-    trainer.fill(step + 1, Which::kEarly);
-    ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
-    trainer.fill(step + 1, Which::kLazy);
-    ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
-    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
-    ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
+    ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
   }
   EXPECT_EQ(trainer.close(), SF_OK);
 }
@@ -134,14 +139,7 @@ TEST_F(GpuCapture, takes_its_place_in_a_stream_that_is_far_behind) {
   for (std::int64_t step = 0; step < 6; ++step) {
     for (std::int64_t other = 100; other < 110; ++other) trainer.fill(other);
     trainer.fill(step);
-    std::uint64_t ticket = 0;
-    ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
-    trainer.fill(step + 1, Which::kEarly);
-    ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
-    trainer.fill(step + 1, Which::kLazy);
-    ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
-    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
-    ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
+    ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
   }
   EXPECT_EQ(trainer.close(), SF_OK);
 }
@@ -168,13 +166,7 @@ TEST_F(GpuCapture, of_any_layout_is_restored_bit_for_bit) {
   trainer.fill(5);
   ASSERT_EQ(trainer.save_durable(5), SF_OK) << trainer.error().message;
   EXPECT_EQ(trainer.judge_newest(5), "");
-  std::uint64_t ticket = 0;
-  ASSERT_EQ(trainer.begin_save(5, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
-  ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
-  trainer.fill(6);
-  ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
-  ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
-  EXPECT_EQ(trainer.judge_newest(5), "");
+  ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, 5));
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
@@ -207,14 +199,7 @@ TEST_F(GpuCapture, of_many_chunks_is_restored_bit_for_bit) {
                           window_bytes);
     trainer.fill(0);
     for (std::int64_t step = 0; step < 3; ++step) {
-      std::uint64_t ticket = 0;
-      ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK)
-          << trainer.error().message;
-      ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
-      trainer.fill(step + 1);
-      ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
-      ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
-      ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
+      ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
     }
     EXPECT_EQ(trainer.close(), SF_OK);
   }
