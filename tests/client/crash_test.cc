@@ -21,6 +21,12 @@ extern char** environ;  // NOLINT: POSIX has no header for it.
 namespace stillframe::testing {
 namespace {
 
+// Of the steps; a sanitizer's build takes a part of those that the plain one takes all of.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kStride = 4;
+#else
+constexpr int kStride = 1;
+#endif
 constexpr int kStepCountMax = 500;  // Far above what four saves hit.
 constexpr std::int64_t kSaveCount = 4;
 constexpr std::uint32_t kKeepLast = 2;  // As client_crash_trainer asks for.
@@ -65,7 +71,7 @@ Outcome run_trainer(const ScratchDirectory& scratch, std::int64_t first, std::in
 
 TEST(CrashingTrainer, at_every_step_loses_only_the_save_it_was_in) {
   int killed_count = 0;
-  for (int n = 1; n < kStepCountMax; ++n) {
+  for (int n = 1; n < kStepCountMax; n += kStride) {
     const std::string where = "killed at step " + std::to_string(n);
     const ScratchDirectory scratch;
     DaemonProcess daemon(scratch.path("socket"));
@@ -93,7 +99,7 @@ TEST(CrashingTrainer, at_every_step_loses_only_the_save_it_was_in) {
     if (HasFatalFailure()) return;
   }
   std::printf("killed at %d steps\n", killed_count);
-  EXPECT_GT(killed_count, 12) << "the crash points are not compiled in";
+  EXPECT_GT(killed_count, 12 / kStride) << "the crash points are not compiled in";
 }
 
 }  // namespace

@@ -189,6 +189,29 @@ TEST_F(Save, an_arena_above_the_configured_cap_is_refused_with_the_amounts) {
   EXPECT_NE(std::string(error_.message).find("(configured)"), std::string::npos) << error_.message;
 }
 
+// Without a driver, or with one that does not know the address.
+TEST_F(Save, what_is_said_to_be_a_gpus_and_is_not_is_refused_and_the_next_save_works) {
+  start_daemon();
+  ByteTensors tensors({1000, 2000});
+  attach(tensors);
+  ASSERT_FALSE(HasFatalFailure());
+  std::vector<sf_source> sources = tensors.sources(true);
+  sources[1].memory = SF_MEMORY_CUDA;
+  const int refused = begin({.capture = SF_CAPTURE_LAZY}, sources);
+  EXPECT_TRUE(refused == SF_UNAVAILABLE || refused == SF_INVALID_ARGUMENT) << refused;
+  const std::string message = error_.message;
+  EXPECT_TRUE(message.find("NVIDIA driver") != std::string::npos ||
+              message.find("tensor.1 is not in a GPU's memory") != std::string::npos)
+      << message;
+  sources[1].memory = 7;
+  EXPECT_EQ(begin({.capture = SF_CAPTURE_LAZY}, sources), SF_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(error_.message).find("tensor.1 is no sf_memory"), std::string::npos)
+      << error_.message;
+  ASSERT_EQ(begin({.capture = SF_CAPTURE_EAGER}, tensors.sources(false)), SF_OK)
+      << error_.message;
+  EXPECT_EQ(wait_durable(), SF_OK) << error_.message;
+}
+
 TEST_F(Save, strided_sources_and_targets_hold_the_same_elements) {
   start_daemon();
   // A 512 x 300 matrix of F32 that is saved transposed, eagerly and lazily, and read back both
