@@ -10,24 +10,22 @@
 
 namespace stillframe::cuda {
 
+// clang-format off
 // Every entry point of the driver that we use. cuda.h makes some of these names macros for the
 // version of the function that it declares, which is what is looked up.
-#define STILLFRAME_CUDA_CALLS(CALL)                                                                \
-  CALL(cuInit)                                                                                     \
-  CALL(cuDriverGetVersion) CALL(cuGetErrorName) CALL(cuGetErrorString) CALL(cuDeviceGetCount)      \
-      CALL(cuDeviceGet) CALL(cuDeviceGetName) CALL(cuDeviceGetUuid) CALL(cuDeviceGetAttribute)     \
-          CALL(cuDeviceTotalMem) CALL(cuDevicePrimaryCtxRetain) CALL(cuDevicePrimaryCtxRelease)    \
-              CALL(cuCtxPushCurrent) CALL(cuCtxPopCurrent) CALL(cuCtxGetStreamPriorityRange)       \
-                  CALL(cuStreamCreateWithPriority) CALL(cuStreamDestroy) CALL(cuStreamWaitEvent)   \
-                      CALL(cuEventCreate) CALL(cuEventDestroy) CALL(cuEventRecord)                 \
-                          CALL(cuEventQuery) CALL(cuMemAlloc) CALL(cuMemFree) CALL(cuMemHostAlloc) \
-                              CALL(cuMemFreeHost) CALL(cuMemHostRegister)                          \
-                                  CALL(cuMemHostUnregister) CALL(cuMemHostGetDevicePointer)        \
-                                      CALL(cuMemcpyDtoHAsync) CALL(cuMemcpyHtoDAsync)              \
-                                          CALL(cuMemcpyDtoDAsync) CALL(cuPointerGetAttributes)     \
-                                              CALL(cuCtxSynchronize) CALL(cuModuleLoadData)        \
-                                                  CALL(cuModuleUnload) CALL(cuModuleGetFunction)   \
-                                                      CALL(cuLaunchKernel)
+#define STILLFRAME_CUDA_CALLS(CALL) \
+  CALL(cuInit) CALL(cuDriverGetVersion) CALL(cuGetErrorName) CALL(cuGetErrorString) \
+  CALL(cuDeviceGetCount) CALL(cuDeviceGet) CALL(cuDeviceGetName) CALL(cuDeviceGetUuid) \
+  CALL(cuDeviceGetAttribute) CALL(cuDeviceTotalMem) CALL(cuDevicePrimaryCtxRetain) \
+  CALL(cuDevicePrimaryCtxRelease) CALL(cuCtxPushCurrent) CALL(cuCtxPopCurrent) \
+  CALL(cuCtxGetStreamPriorityRange) CALL(cuStreamCreateWithPriority) CALL(cuStreamDestroy) \
+  CALL(cuStreamWaitEvent) CALL(cuEventCreate) CALL(cuEventDestroy) CALL(cuEventRecord) \
+  CALL(cuEventQuery) CALL(cuMemAlloc) CALL(cuMemFree) CALL(cuMemHostAlloc) CALL(cuMemFreeHost) \
+  CALL(cuMemHostRegister) CALL(cuMemHostUnregister) CALL(cuMemHostGetDevicePointer) \
+  CALL(cuMemcpyDtoHAsync) CALL(cuMemcpyHtoDAsync) CALL(cuMemcpyDtoDAsync) \
+  CALL(cuPointerGetAttributes) CALL(cuCtxSynchronize) CALL(cuModuleLoadData) \
+  CALL(cuModuleUnload) CALL(cuModuleGetFunction) CALL(cuLaunchKernel)
+// clang-format on
 
 struct Calls {
 #define STILLFRAME_CUDA_POINTER(name) decltype(&::name) name = nullptr;

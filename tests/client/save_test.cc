@@ -207,8 +207,7 @@ TEST_F(Save, what_is_said_to_be_a_gpus_and_is_not_is_refused_and_the_next_save_w
   EXPECT_EQ(begin({.capture = SF_CAPTURE_LAZY}, sources), SF_INVALID_ARGUMENT);
   EXPECT_NE(std::string(error_.message).find("tensor.1 is no sf_memory"), std::string::npos)
       << error_.message;
-  ASSERT_EQ(begin({.capture = SF_CAPTURE_EAGER}, tensors.sources(false)), SF_OK)
-      << error_.message;
+  ASSERT_EQ(begin({.capture = SF_CAPTURE_EAGER}, tensors.sources(false)), SF_OK) << error_.message;
   EXPECT_EQ(wait_durable(), SF_OK) << error_.message;
 }
 
