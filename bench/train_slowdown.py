@@ -1,13 +1,14 @@
 """Lost step time per checkpoint: how much longer a training takes with checkpoints than without.
 
-    python bench/train_slowdown.py --directory DIR [--quick]
+    python bench/train_slowdown.py --directory DIR [--quick] [--device cuda]
 
-Two trainings of the same 512 MiB of parameters and Adam moments: `cpu` computes forward and
-backward; `paced` waits a fixed time as for a device, then updates every tensor in place. Each arm
-is a process of its own and runs both: `none` takes no checkpoint, the others take some, every
-`interval` steps. Lost time is (sum of the steps - sum of the steps of `none`) / checkpoints, split
-into the call that saves, the wait at the fence, and the smear, which is the rest: what copying and
-writing take from the steps after.
+Trainings of the same 512 MiB of parameters and Adam moments: `cpu` computes forward and backward;
+`paced` waits a fixed time as for a device, then updates every tensor in place; with --device cuda
+`gpu` alone, which computes there. Each arm is a process of its own and runs all of them: `none`
+takes no checkpoint, the others take some, every `interval` steps. Lost time is (sum of the steps -
+sum of the steps of `none`) / checkpoints, split into the call that saves, the wait at the fence,
+and the smear, which is the rest: what copying and writing take from the steps after. On a GPU the
+steps are timed without waiting for it, but around the whole.
 
 The window begins one step before the first counted save and ends at a step fixed in advance, by
 which the last counted checkpoint must be durable; if not, the result says so. Checked in the same
@@ -44,20 +45,40 @@ WIDTH = 3344  # 4 x 3344^2 x 4 bytes x 3 (weights and two moments) = 512 MiB.
 BATCH = 16
 PACED_SECONDS = 0.1
 WARMUP_STEPS = 2
+GPU_BATCH = 16384  # Some tens of milliseconds a step.
 ARMS = ("none", "stillframe", "torch.save", "clone+thread", "dcp.async_save")
+GPU_ARMS = ("none", "stillframe", "torch.save", "pinned+thread", "dcp.async_save")
 # Interval in steps, long enough for each contender to be done before its next save.
 INTERVALS = {"paced": 8, "cpu": 6}
+GPU_INTERVALS = {"gpu": 24}
+
+
+def arms_of(device: str) -> tuple[str, ...]:
+    """The contenders on a device, `none` first."""
+    return GPU_ARMS if device == "cuda" else ARMS
+
+
+def intervals_of(device: str) -> dict[str, int]:
+    """The trainings on a device, and the steps between their saves."""
+    return GPU_INTERVALS if device == "cuda" else INTERVALS
+
+
+def settle(device: str) -> None:
+    """Wait until a GPU has done all that it was given: around a window, never within."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 class Training:
     """The model, its Adam, and one step of either kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str, width: int) -> None:
         torch.manual_seed(1)
-        layers = [torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(PARAMETER_LAYERS)]
-        self.model = torch.nn.Sequential(*layers)
+        self.device = device
+        layers = [torch.nn.Linear(width, width, bias=False) for _ in range(PARAMETER_LAYERS)]
+        self.model = torch.nn.Sequential(*layers).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
-        self.data = torch.randn(BATCH, WIDTH)
+        self.data = torch.randn(GPU_BATCH if device == "cuda" else BATCH, width, device=device)
         for parameter in self.model.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
         self.optimizer.step()
@@ -84,7 +105,7 @@ def checksum(tensors: dict[str, torch.Tensor]) -> int:
     """One number for all bytes of all tensors, whatever their order in the dict."""
     value = 0
     for name in sorted(tensors):
-        contiguous = tensors[name].contiguous().reshape(-1).view(torch.uint8)
+        contiguous = tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8)
         value = zlib.crc32(memoryview(contiguous.numpy()), zlib.crc32(name.encode(), value))
     return value
 
@@ -189,6 +210,36 @@ class CloneThread(TorchSave):
             self.thread.join()
 
 
+class PinnedThread(CloneThread):
+    """Copies to page-locked memory in a stream of its own, then torch.save + fsync by a thread."""
+
+    def __init__(self, directory: Path, training: Training) -> None:
+        super().__init__(directory, training)
+        self.stream = torch.cuda.Stream()
+        self.staged = {
+            name: torch.empty_like(value, device="cpu", pin_memory=True)
+            for name, value in training.tensors().items()
+        }
+
+    def save(self, step: int) -> None:
+        self.finish()
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            for name, value in self.training.tensors().items():
+                self.staged[name].copy_(value, non_blocking=True)
+        copied = self.stream.record_event()
+        # The next step writes what is copied here.
+        current.wait_stream(self.stream)
+
+        def write() -> None:
+            copied.synchronize()
+            self._write(step, self.staged)
+
+        self.thread = threading.Thread(target=write)
+        self.thread.start()
+
+
 class DcpAsync:
     """dcp.async_save with its default stager and thread; it fsyncs files, not directories."""
 
@@ -227,6 +278,7 @@ SAVERS: dict[str, Callable[[Path, Training], Saver]] = {
     "stillframe": Stillframe,
     "torch.save": TorchSave,
     "clone+thread": CloneThread,
+    "pinned+thread": PinnedThread,
     "dcp.async_save": DcpAsync,
 }
 
@@ -249,10 +301,11 @@ def run_window(
     replays: bool,
 ) -> dict[str, Any]:
     """The measured steps of one arm; with `replays` also the sum of the state saved last."""
-    interval = INTERVALS[kind]
+    interval = intervals_of(training.device)[kind]
     # A save is lazy only where the optimizer has stepped since the one before.
     training.step(kind)
     fence_before = saver.fence_seconds() if saver is not None else 0.0
+    settle(training.device)
     boundaries = [time.perf_counter()]
     call_seconds = 0.0
     saved_sum = None
@@ -265,6 +318,8 @@ def run_window(
                 saved_sum = checksum(training.tensors())
             call_seconds += time.perf_counter() - begin
         training.step(kind)
+        if step == interval * checkpoints:
+            settle(training.device)
         boundaries.append(time.perf_counter())
     result: dict[str, Any] = {
         "steps_ms": [
@@ -284,10 +339,12 @@ def run_window(
     return result
 
 
-def run_arm(arm: str, directory: Path, checkpoints: int, replays: bool) -> dict[str, Any]:
-    """Both trainings, one after the other, in this process."""
+def run_arm(
+    arm: str, directory: Path, checkpoints: int, replays: bool, device: str, width: int
+) -> dict[str, Any]:
+    """All trainings, one after the other, in this process."""
     torch.set_num_threads(1)
-    training = Training()
+    training = Training(device, width)
     saver = SAVERS[arm](directory, training) if arm != "none" else None
     results: dict[str, Any] = {}
     before = process_cpu_seconds()
@@ -298,25 +355,35 @@ def run_arm(arm: str, directory: Path, checkpoints: int, replays: bool) -> dict[
             saver.save(step)
             saver.finish()
     first_step = WARMUP_STEPS
-    for kind in INTERVALS:
+    for kind, interval in intervals_of(device).items():
         results[kind] = run_window(
             kind, training, saver, checkpoints, first_step=first_step, replays=replays
         )
-        first_step += 2 + INTERVALS[kind] * checkpoints
+        first_step += 2 + interval * checkpoints
     results["cpu_seconds"] = process_cpu_seconds() - before
     if isinstance(saver, Stillframe):
         results["capture"] = saver.tickets[-1].capture
+        results["lane"] = saver.checkpointer.status["lane"]
         saver.checkpointer.close()
     return results
 
 
-def start_arm(arm: str, directory: Path, checkpoints: int, *, replays: bool = False) -> Any:
+def start_arm(
+    arm: str,
+    directory: Path,
+    checkpoints: int,
+    device: str,
+    width: int,
+    *,
+    replays: bool = False,
+) -> Any:
     """The same in a process of its own, with an empty directory."""
     scratch = directory / "arm"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     command = [sys.executable, __file__, "--directory", str(scratch), "--arm", arm]
-    command += ["--checkpoints", str(checkpoints), *(["--replay"] if replays else [])]
+    command += ["--checkpoints", str(checkpoints), "--device", device, "--width", str(width)]
+    command += ["--replay"] if replays else []
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     shutil.rmtree(scratch, ignore_errors=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -328,14 +395,19 @@ def report(name: str, **figures: object) -> None:
 
 
 def summarise(
-    kind: str, rounds: list[dict[str, Any]], replay: dict[str, Any], checkpoints: int
+    kind: str,
+    rounds: list[dict[str, Any]],
+    replay: dict[str, Any],
+    checkpoints: int,
+    device: str,
 ) -> None:
     """Print lost time per checkpoint of every contender, and what was checked."""
     bases = [
         (one["none"][kind]["seconds"] + one["none again"][kind]["seconds"]) / 2 for one in rounds
     ]
-    mean_step = statistics.mean(bases) / (1 + INTERVALS[kind] * checkpoints)
-    for arm in ARMS[1:]:
+    interval = intervals_of(device)[kind]
+    mean_step = statistics.mean(bases) / (1 + interval * checkpoints)
+    for arm in arms_of(device)[1:]:
         taken = [one[arm][kind] for one in rounds]
         lost = [
             (arm_result["seconds"] - base) / checkpoints
@@ -353,7 +425,7 @@ def summarise(
             call_ms=round(1e3 * call, 2),
             fence_ms=round(1e3 * fence, 2),
             smear_ms=round(1e3 * (median_lost - call - fence), 1),
-            interval_steps=INTERVALS[kind],
+            interval_steps=interval,
             step_ms=round(1e3 * mean_step, 1),
             steps_with_over_without=round(slower.median, 4),
             void_not_durable_at_end=sum(not one["is_durable_at_end"] for one in taken),
@@ -373,41 +445,50 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--checkpoints", type=int)
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--width", type=int, default=WIDTH, help="of each of 4 square layers")
+    parser.add_argument("--arm", choices=("none", *SAVERS), help=argparse.SUPPRESS)
     parser.add_argument("--replay", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    device, width = arguments.device, arguments.width
+    arms = arms_of(device)
     count = arguments.rounds or (1 if arguments.quick else 7)
     checkpoints = arguments.checkpoints or (2 if arguments.quick else 20)
     if arguments.arm:
-        results = run_arm(arguments.arm, arguments.directory, checkpoints, arguments.replay)
+        results = run_arm(
+            arguments.arm, arguments.directory, checkpoints, arguments.replay, device, width
+        )
         print(json.dumps(results))
         return
     report(
         "train_slowdown",
         **machine(),
         torch=torch.__version__,
+        gpu=torch.cuda.get_device_name() if device == "cuda" else None,
         threads="1 of training, not pinned",
         rounds=count,
         checkpoints=checkpoints,
-        state_mib=PARAMETER_LAYERS * WIDTH**2 * 4 * 3 // 2**20,
+        state_mib=PARAMETER_LAYERS * width**2 * 4 * 3 // 2**20,
         void_rule="the runs without checkpoints of a round differ by more than 10 %",
     )
     directory = arguments.directory / "stillframe-train-slowdown"
     try:
-        replay = start_arm("none", directory, checkpoints, replays=True)
+        replay = start_arm("none", directory, checkpoints, device, width, replays=True)
         rounds: list[dict[str, Any]] = []
         void_count = 0
         while len(rounds) < count and len(rounds) + void_count < 3 * count:
-            turn = (len(rounds) + void_count) % (len(ARMS) - 1)
-            order = ["none", *ARMS[1 + turn :], *ARMS[1 : 1 + turn], "none again"]
+            turn = (len(rounds) + void_count) % (len(arms) - 1)
+            order = ["none", *arms[1 + turn :], *arms[1 : 1 + turn], "none again"]
             if arguments.quick:
                 order.pop()  # The replay is as good.
             one = {
-                arm: start_arm(arm.removesuffix(" again"), directory, checkpoints) for arm in order
+                arm: start_arm(arm.removesuffix(" again"), directory, checkpoints, device, width)
+                for arm in order
             }
             one.setdefault("none again", replay)
             pairs = [
-                (one["none"][k]["seconds"], one["none again"][k]["seconds"]) for k in INTERVALS
+                (one["none"][k]["seconds"], one["none again"][k]["seconds"])
+                for k in intervals_of(device)
             ]
             is_void = any(max(pair) > 1.1 * min(pair) for pair in pairs)
             report("train_slowdown_round", order=order, void=is_void, arms=one)
@@ -416,8 +497,8 @@ def main() -> None:
                 void_count += 1
             else:
                 rounds.append(one)
-        for kind in INTERVALS:
-            summarise(kind, rounds, replay, checkpoints)
+        for kind in intervals_of(device):
+            summarise(kind, rounds, replay, checkpoints, device)
         report("train_slowdown_rounds", valid=len(rounds), void=void_count)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

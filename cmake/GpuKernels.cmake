@@ -1,5 +1,5 @@
-# The CUDA toolkit, of which only cuda.h is needed, and kernels/gpu_kernels.cu for every GPU that we
-# serve, as one fatbin: machine code for A100, H100 and B200 and their relatives, and PTX from which
+# The CUDA toolkit, of which only cuda.h is needed, and a .cu file for every GPU that we serve, as one
+# fatbin: machine code for A100, H100 and B200 and their relatives, and PTX from which
 # a driver makes that of any other since Turing. Without nvcc the rest builds all the same.
 
 # As NVIDIA's wheels on PyPI lay it out, where python/requirements-*.txt or a wheel's build put them.
@@ -16,14 +16,15 @@ find_path(CUDA_INCLUDE cuda.h HINTS ${cuda_hints} ${nvcc_folder}/.. PATH_SUFFIXE
 add_library(stillframe_cuda_header INTERFACE)  # The library itself is found at run time.
 target_include_directories(stillframe_cuda_header SYSTEM INTERFACE ${CUDA_INCLUDE})
 
-function(stillframe_gpu_kernels output)
+# stillframe_gpu_kernels(SOURCE OUTPUT)
+function(stillframe_gpu_kernels source output)
   add_custom_command(OUTPUT ${output}
     COMMAND ${STILLFRAME_NVCC} -std=c++20 -fatbin -O3 --expt-relaxed-constexpr
       -Werror all-warnings -I${PROJECT_SOURCE_DIR}
       -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90
       -gencode arch=compute_100,code=sm_100 -gencode arch=compute_75,code=compute_75
-      -MD -MF ${output}.d -o ${output} ${PROJECT_SOURCE_DIR}/kernels/gpu_kernels.cu
-    DEPENDS ${PROJECT_SOURCE_DIR}/kernels/gpu_kernels.cu
+      -MD -MF ${output}.d -o ${output} ${PROJECT_SOURCE_DIR}/${source}
+    DEPENDS ${PROJECT_SOURCE_DIR}/${source}
     DEPFILE ${output}.d
-    COMMENT "nvcc kernels/gpu_kernels.cu" VERBATIM)
+    COMMENT "nvcc ${source}" VERBATIM)
 endfunction()

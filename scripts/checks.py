@@ -184,6 +184,7 @@ def main() -> int:
         test_cxx(tally, "tsan")
         check(tally, "fuzz targets, 10 s each", "scripts/fuzz")
         check(tally, "soak of a minute", "scripts/soak")
+        check(tally, "GPU acceptance, on the simulated driver", "scripts/gpu-bundle", "--try")
 
     print(f"\n{time.monotonic() - started:.0f} s")
     for remark in tally.remarks:

@@ -39,6 +39,7 @@ struct CUfunc_st {
 struct CUmod_st {
   CUfunc_st pack = {sim::Kernel::kPack};
   CUfunc_st unpack = {sim::Kernel::kUnpack};
+  CUfunc_st copy = {sim::Kernel::kCopy};
 };
 
 namespace {
@@ -504,6 +505,8 @@ ENTRY cuModuleGetFunction(CUfunction* function, CUmodule module, const char* nam
     *function = &module->pack;
   } else if (std::strcmp(name, "stillframe_unpack") == 0) {
     *function = &module->unpack;
+  } else if (std::strcmp(name, "raw_copy") == 0) {
+    *function = &module->copy;
   } else {
     return CUDA_ERROR_NOT_FOUND;
   }
@@ -516,6 +519,12 @@ ENTRY cuLaunchKernel(CUfunction function, unsigned int blocks, unsigned int, uns
   ENTER_WITH_CONTEXT("cuLaunchKernel");
   if (blocks == 0 || threads != stillframe::kernels::kBlockThreads) return CUDA_ERROR_INVALID_VALUE;
   ++machine().launches;
+  if (function->kernel == sim::Kernel::kCopy) {
+    const auto source = *static_cast<const CUdeviceptr*>(arguments[0]);
+    const auto target = *static_cast<const CUdeviceptr*>(arguments[1]);
+    const auto quads = *static_cast<const unsigned long long*>(arguments[2]);
+    return cuMemcpyDtoDAsync(target, source, quads * 16, stream);
+  }
   stillframe::kernels::PackJob job;
   std::memcpy(&job, arguments[0], sizeof job);
   CUstream_st& on = stream_of(stream);

@@ -20,13 +20,16 @@ GpuTrainer::GpuTrainer(std::string run_path, std::string socket_path, std::vecto
       socket_path_(std::move(socket_path)),
       tensors_(std::move(tensors)) {
   const auto driver = cuda::Driver::load();
-  check(driver.has_value(), "the simulated driver is there");
-  for (int i = 0; i < 2; ++i) {
+  check(driver.has_value(), "there is a driver");
+  check((*driver)->calls().cuDeviceGetCount(&gpu_count_) == CUDA_SUCCESS && gpu_count_ > 0,
+        "there is a GPU");
+  gpu_count_ = std::min(gpu_count_, 2);
+  for (int i = 0; i < gpu_count_; ++i) {
     auto context = cuda::Context::retain(*driver, i);
-    check(context.has_value(), "the simulated GPUs have contexts");
+    check(context.has_value(), "a GPU has a context");
     contexts_[i] = *context;
     auto stream = cuda::create_stream(*context);
-    check(stream.has_value(), "the simulated GPUs have streams");
+    check(stream.has_value(), "a GPU has streams");
     streams_[i] = *std::move(stream);
   }
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
@@ -43,9 +46,9 @@ GpuTrainer::GpuTrainer(std::string run_path, std::string socket_path, std::vecto
     if (tensor.place == Place::kHost) {
       memory.on_host.resize(bytes);
     } else {
-      memory.gpu = tensor.place == Place::kGpu0 ? 0 : 1;
+      memory.gpu = tensor.place == Place::kGpu0 ? 0 : gpu_count_ - 1;
       auto buffer = cuda::allocate(contexts_[memory.gpu], std::max<std::uint64_t>(bytes, 1));
-      check(buffer.has_value(), "the simulated GPUs have memory");
+      check(buffer.has_value(), "a GPU has memory");
       memory.on_gpu = *std::move(buffer);
     }
     memories_.push_back(std::move(memory));
@@ -133,7 +136,7 @@ void GpuTrainer::fill(std::int64_t step, Which which) {
 }
 
 void GpuTrainer::wait_gpus() {
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < gpu_count_; ++i) {
     const auto event = cuda::create_event(contexts_[i]);
     if (!event) continue;  // The simulated driver is broken, on purpose.
     const cuda::Calls& calls = contexts_[i]->calls();
@@ -173,7 +176,7 @@ int GpuTrainer::begin_save(std::int64_t step, sf_capture capture, std::uint64_t*
   options.state_json = state.c_str();
   options.state_bytes = state.size();
   options.streams = streams;
-  options.stream_count = 2;
+  options.stream_count = static_cast<std::uint64_t>(gpu_count_);
   const std::vector<sf_source> given = sources();
   return sf_save_begin(session_, &options, given.data(), given.size(), ticket, &error_);
 }

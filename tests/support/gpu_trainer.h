@@ -11,7 +11,7 @@
 
 namespace stillframe::testing {
 
-// A training process whose tensors lie on the GPUs of the simulated driver, on both, and on the
+// A training process whose tensors lie on two GPUs, or on one that is taken for both, and on the
 // host. Its work on a GPU runs in a stream of its own, as a framework's does: fill() only enqueues.
 class GpuTrainer {
  public:
@@ -78,6 +78,7 @@ class GpuTrainer {
   std::vector<Memory> memories_;
   std::shared_ptr<const cuda::Context> contexts_[2];
   cuda::Stream streams_[2];
+  int gpu_count_ = 0;                                // 1 or 2.
   std::deque<std::vector<std::uint8_t>> in_flight_;  // What fill() copies from.
   sf_session* session_ = nullptr;
   sf_error error_{};

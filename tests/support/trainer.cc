@@ -42,7 +42,9 @@ DaemonProcess::DaemonProcess(std::string socket_path, const Variables& variables
   for (std::string& entry : environment) envp.push_back(entry.data());
   envp.push_back(nullptr);
 
-  std::string program = STILLFRAMED_PATH;
+  // Elsewhere than it was built, as the client would be told.
+  const char* const elsewhere = std::getenv("STILLFRAME_DAEMON");
+  std::string program = elsewhere != nullptr ? elsewhere : STILLFRAMED_PATH;
   std::string socket_option = "--socket=" + socket_path_;
   std::string log_option = "--log-level=error";
   char* argv[] = {program.data(), socket_option.data(), log_option.data(), nullptr};
