@@ -26,7 +26,8 @@ std::uint32_t chunk_extents(std::uint64_t window_bytes) {
 
 // Of each GPU: one is copied while the next is packed.
 constexpr std::size_t kChunksInFlight = 2;
-constexpr std::chrono::seconds kIdlePatience{10};
+// A GPU first ends what the trainer has enqueued before, which may be a long step or two.
+constexpr std::chrono::seconds kIdlePatience{60};
 // How long a driver that answers with errors is asked again.
 constexpr std::chrono::seconds kErrorPatience{1};
 constexpr std::chrono::microseconds kPollPause{50};
@@ -227,7 +228,7 @@ Status GpuCapture::wait_idle() {
       if (*idle) break;
       if (std::chrono::steady_clock::now() - begin > kIdlePatience) {
         return Error(Code::kUnavailable,
-                     concat("GPU ", ordinal, " did not end its copies within 10 s"));
+                     concat("GPU ", ordinal, " did not end its work within 60 s"));
       }
       std::this_thread::sleep_for(kPollPause);
     }

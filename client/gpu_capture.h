@@ -27,7 +27,7 @@ namespace stillframe::client {
 // trainer's own copies find their turn between them, and publishes those that are done through the
 // CaptureEngine, which has the rest. No CUDA call is made before the first tensor of a GPU.
 //
-// Session thread, but for fence().
+// Session thread.
 class GpuCapture {
  public:
   // `window_bytes` of each GPU, as sf_attach_options has it.
@@ -61,10 +61,10 @@ class GpuCapture {
   Status begin(const Job& job, CaptureSources& sources);
   // Then, when the engine has begun: chunk after chunk. Until stop(), or the engine has all.
   Status start(const Job& job);
-  // Any thread: makes the trainer's streams wait until the GPUs' tensors have been packed, and lets
+  // Makes the trainer's streams wait until the GPUs' tensors have been packed, and lets
   // the rest be enqueued at once for that. False: `deadline` passed first.
   Result<bool> fence(Deadline deadline);
-  // Afterwards no GPU touches slot and sources. Where one does not end its work within 10 s,
+  // Afterwards no GPU touches slot and sources. Where one does not end its work within 60 s,
   // nothing of a GPU is captured any more, and what it may still use is never freed.
   void stop() noexcept;
 

@@ -429,12 +429,16 @@ void Session::register_slot(std::uint32_t slot) {
 // Until every extent is in the slot; the calling thread copies too.
 Status Session::copy_all(std::uint64_t ticket) {
   constexpr std::uint64_t kPatienceMs = 10'000;
+  // A GPU first ends what the trainer has enqueued before.
+  constexpr std::uint64_t kGpuPatienceMs = 60'000;
+  const std::uint64_t patience_ms = gpus_.is_needed() ? kGpuPatienceMs : kPatienceMs;
   for (;;) {
-    auto progress = engine_.step(ticket, true, Deadline::after_ms(kPatienceMs).time());
+    auto progress = engine_.step(ticket, true, Deadline::after_ms(patience_ms).time());
     if (!progress) return std::move(progress).error();
     if (*progress == CaptureEngine::Progress::kDone) return ok();
     if (*progress == CaptureEngine::Progress::kMoved) continue;
-    return Error(Code::kInternal, "a copier did not finish its extent");
+    return gpus_.is_needed() ? Error(Code::kUnavailable, "no GPU captured anything for 60 s")
+                             : Error(Code::kInternal, "a copier did not finish its extent");
   }
 }
 

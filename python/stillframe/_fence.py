@@ -19,7 +19,7 @@ from stillframe.errors import StillframeError
 # Bounds waiting without progress; copying one's own bytes is progress.
 STALL_MS = 50
 # The same where a GPU captures: it first ends what training has enqueued before the save.
-_GPU_STALL_MS = 10_000
+_GPU_STALL_MS = 60_000
 _PUBLISHER_STALL_MS = 1_000
 
 

@@ -32,7 +32,7 @@ constexpr std::uint32_t kKeepLast = 2;  // As client_crash_trainer asks for.
 
 // Of the steps, unless STILLFRAME_CRASH_STRIDE says otherwise; 1 is every one.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kStride = 16;
+constexpr int kStride = 32;
 #else
 constexpr int kStride = 4;
 #endif

@@ -25,7 +25,7 @@ const std::string& kRunPath = Workload::kRunPath;
 // All operations in the plain build; with a sanitizer every fourth, which is enough for its own
 // finds.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr std::uint64_t kStride = 4;
+constexpr std::uint64_t kStride = 8;
 #else
 constexpr std::uint64_t kStride = 1;
 #endif
