@@ -82,7 +82,7 @@ TEST_F(GpuCapture, launches_a_kernel_for_each_part_and_gpu_however_many_tensors)
 
 // An extent for each half of the window, so that there are many turns.
 TEST_F(GpuCapture, without_memory_for_a_window_writes_to_the_slot_itself) {
-  auto& trainer = train(mixed());
+  auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);
   // A GPU whose trainer left 300 000 bytes: descriptors and early copies fit, no window does.
   simulated_cuda_limit(simulated_cuda_count().device_bytes + 300'000);
@@ -94,7 +94,7 @@ TEST_F(GpuCapture, without_memory_for_a_window_writes_to_the_slot_itself) {
 }
 
 TEST_F(GpuCapture, without_memory_for_early_copies_lets_the_trainer_wait) {
-  std::vector<Tensor> tensors = mixed();
+  std::vector<Tensor> tensors = GpuTrainer::mixed_tensors();
   tensors[2].bytes = 1'000'000;
   auto& trainer = train(std::move(tensors));
   trainer.fill(1);
@@ -116,7 +116,7 @@ TEST_F(GpuCapture, without_memory_for_early_copies_lets_the_trainer_wait) {
 }
 
 TEST_F(GpuCapture, of_memory_that_was_freed_is_refused_with_the_tensors_name) {
-  auto& trainer = train(mixed());
+  auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
   trainer.wait_gpus();
@@ -130,7 +130,7 @@ TEST_F(GpuCapture, of_memory_that_was_freed_is_refused_with_the_tensors_name) {
 
 // The simulated driver ends the process when a GPU touches what was freed.
 TEST_F(GpuCapture, comes_back_or_says_why_whichever_call_of_the_driver_fails) {
-  auto& trainer = train(mixed());
+  auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
   std::uint64_t failed_count = 0;
@@ -216,7 +216,7 @@ INSTANTIATE_TEST_SUITE_P(OfALaterSave, FailingCall, ::testing::Values(false));
 TEST_F(GpuCapture, on_a_broken_context_fails_for_good_and_the_host_goes_on) {
   may_leak_ = true;
   const MayLeak may_leak;
-  auto& trainer = train(mixed());
+  auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
   trainer.wait_gpus();

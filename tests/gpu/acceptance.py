@@ -139,10 +139,12 @@ def _driver() -> str:
         return f"unknown ({error})"
 
 
-def lane_tests(machine: Machine, filter_: str, repeats: int, seconds: float) -> dict[str, Any]:
+def lane_tests(
+    machine: Machine, filter_: str, repeats: int, seconds: float, **more: str
+) -> dict[str, Any]:
     """The GoogleTest program on this driver; every round has a seed of its own."""
     command = [GPU_TESTS, f"--gtest_filter={filter_}", f"--gtest_repeat={repeats}"]
-    output = machine.run([*command, "--gtest_fail_fast", "--gtest_brief=0"], seconds)
+    output = machine.run([*command, "--gtest_fail_fast", "--gtest_brief=0"], seconds, **more)
     counts = [int(one) for one in re.findall(r"^\[  PASSED  \] (\d+) test", output, re.M)]
     assert len(counts) == repeats, output[-800:]
     assert min(counts) > 0, "no test ran"
@@ -262,12 +264,31 @@ def figures(machine: Machine, report: Report) -> None:
 def faults(machine: Machine, report: Report) -> None:
     """What goes wrong, again and again."""
     repeats = 2 if machine.is_quick else 100
+    before = 0 if machine.is_simulated else _memory_used()
     for name, filter_ in (
         ("captures given up, their memory freed at once", "*voided*"),
         ("daemons killed in a capture", "*outlives_the_daemon*"),
         ("damage on the drive", "*damaged_on_the_drive*"),
     ):
         report.check(name, lambda rest, f=filter_: lane_tests(machine, f, repeats, rest))
+    report.check(
+        f"{repeats} trainers killed at random instants",
+        lambda rest: lane_tests(machine, "*killed*", 1, rest, STILLFRAME_KILLS=str(repeats)),
+    )
+    if not machine.is_simulated:
+        report.check("GPU memory is back at its baseline", lambda rest: _compare_memory(before))
+
+
+def _memory_used() -> int:
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    found = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    return sum(int(line) for line in found.split())
+
+
+def _compare_memory(before: int) -> dict[str, Any]:
+    after = _memory_used()
+    assert abs(after - before) <= 16, f"{before} MiB before, {after} MiB after"
+    return {"MiB before": before, "MiB after": after}
 
 
 def main() -> int:

@@ -43,20 +43,6 @@ class GpuLane : public ::testing::Test {
     ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
     ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
   }
-  // Parameters and moments on both GPUs, buffers, counters of the host: one of each kind.
-  static std::vector<Tensor> mixed() {
-    return {{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
-            {.place = Place::kHost, .bytes = 4},
-            {.place = Place::kGpu0, .bytes = 333, .misalignment = 3},
-            {.place = Place::kGpu1, .bytes = 700'001, .is_lazy = true, .misalignment = 1},
-            {.place = Place::kGpu0, .bytes = 80'000, .is_lazy = true, .is_strided = true},
-            {.place = Place::kHost, .bytes = 1'200'000, .is_lazy = true},
-            {.place = Place::kGpu1, .bytes = 0},
-            {.place = Place::kHost, .bytes = 900'000},
-            {.place = Place::kGpu1, .bytes = 1'300'000, .is_lazy = true},
-            {.place = Place::kGpu1, .bytes = 64}};
-  }
-
   ScratchDirectory directory_;
   std::optional<DaemonProcess> daemon_;
   std::optional<GpuTrainer> trainer_;

@@ -15,6 +15,19 @@ constexpr std::uint64_t kColumns = 8;  // Of a strided tensor.
 
 }  // namespace
 
+std::vector<GpuTrainer::Tensor> GpuTrainer::mixed_tensors() {
+  return {{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
+          {.place = Place::kHost, .bytes = 4},
+          {.place = Place::kGpu0, .bytes = 333, .misalignment = 3},
+          {.place = Place::kGpu1, .bytes = 700'001, .is_lazy = true, .misalignment = 1},
+          {.place = Place::kGpu0, .bytes = 80'000, .is_lazy = true, .is_strided = true},
+          {.place = Place::kHost, .bytes = 1'200'000, .is_lazy = true},
+          {.place = Place::kGpu1, .bytes = 0},
+          {.place = Place::kHost, .bytes = 900'000},
+          {.place = Place::kGpu1, .bytes = 1'300'000, .is_lazy = true},
+          {.place = Place::kGpu1, .bytes = 64}};
+}
+
 GpuTrainer::GpuTrainer(std::string run_path, std::string socket_path, std::vector<Tensor> tensors)
     : run_path_(std::move(run_path)),
       socket_path_(std::move(socket_path)),

@@ -24,6 +24,9 @@ class GpuTrainer {
     std::uint64_t misalignment = 0;  // Of its address.
   };
 
+  // Parameters and moments on both GPUs, buffers, counters of the host: one of each kind.
+  static std::vector<Tensor> mixed_tensors();
+
   GpuTrainer(std::string run_path, std::string socket_path, std::vector<Tensor> tensors);
   ~GpuTrainer();
   GpuTrainer(const GpuTrainer&) = delete;
