@@ -124,6 +124,9 @@ class Session {
     std::string page_kind;
   };
 
+  // What a healthy daemon takes at most to take a message.
+  static constexpr std::uint64_t kSendTimeoutMs = 2'000;
+
   Status connect(Deadline deadline);
   Status attach_run(Connection& connection, Deadline deadline);
   Status send_layout(const std::shared_ptr<const Layout>& layout, Deadline deadline);
