@@ -1,6 +1,7 @@
 #include "cli/arguments.h"
 
 #include "base/text.h"
+#include "cli/address.h"
 #include "cli/run_access.h"
 #include "format/names.h"
 

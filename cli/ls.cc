@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "base/text.h"
+#include "cli/address.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"

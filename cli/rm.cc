@@ -6,6 +6,7 @@
 #include "base/text.h"
 #include "catalog/block_reader.h"
 #include "catalog/change.h"
+#include "cli/address.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"

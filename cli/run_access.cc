@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "catalog/change.h"
 #include "catalog/run_lock.h"
+#include "cli/address.h"
 #include "cli/daemon_call.h"
 
 namespace stillframe::cli {
@@ -15,33 +16,7 @@ namespace {
 
 constexpr int kChangeTimeoutMs = 30'000;
 
-// A directory that is itself a run or a checkpoint keeps its name, whatever that would mean inside
-// of a run; a link never does.
-bool stands_alone(const std::filesystem::path& path) {
-  std::error_code failed;
-  const auto kind = std::filesystem::symlink_status(path, failed).type();
-  const std::string name = path.filename().string();
-  const bool could_be_selector =
-      name == "latest" || name == "best" || name.find('@') != std::string::npos;
-  return could_be_selector && kind == std::filesystem::file_type::directory &&
-         (std::filesystem::exists(path / format::kManifestName, failed) ||
-          std::filesystem::exists(path / format::kPrivateDirectory, failed));
-}
-
 }  // namespace
-
-Result<Address> read_address(std::string_view text) {
-  while (text.size() > 1 && text.ends_with('/')) text.remove_suffix(1);
-  if (stands_alone(text)) {
-    return Address{.run_path = std::string(text), .selector = {}, .is_run_alone = true};
-  }
-  auto parsed = format::parse_address(text);
-  if (!parsed) return std::move(parsed).error();
-  const bool is_run_alone = parsed->run_path == text;
-  return Address{.run_path = std::move(parsed->run_path),
-                 .selector = std::move(parsed->selector),
-                 .is_run_alone = is_run_alone};
-}
 
 Result<catalog::RunContents> open_run(Tool& tool, const std::string& run_path) {
   auto io = tool.io();

@@ -6,19 +6,9 @@
 #include "base/result.h"
 #include "catalog/run.h"
 #include "cli/tool.h"
-#include "format/names.h"
 #include "shm/messages.h"
 
 namespace stillframe::cli {
-
-// A RUN or CHECKPOINT argument, understood.
-struct Address {
-  std::string run_path;
-  format::Selector selector;
-  bool is_run_alone = false;  // Nothing was selected; `selector` is latest.
-};
-// kInvalidArgument: `text` is neither.
-Result<Address> read_address(std::string_view text);
 
 // The run as it stands. kNotFound: there is none at that path.
 Result<catalog::RunContents> open_run(Tool& tool, const std::string& run_path);

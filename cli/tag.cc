@@ -2,6 +2,7 @@
 #include <string>
 
 #include "base/text.h"
+#include "cli/address.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"

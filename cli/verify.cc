@@ -4,6 +4,7 @@
 
 #include "base/text.h"
 #include "catalog/block_reader.h"
+#include "cli/address.h"
 #include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"

@@ -145,6 +145,9 @@ INSTANTIATE_TEST_SUITE_P(Shm, FuzzReplay,
                                          Target{"ring_records", ring_records}),
                          [](const auto& each) { return std::string(each.param.name); });
 
+INSTANTIATE_TEST_SUITE_P(Cli, FuzzReplay, testing::Values(Target{"cli_address", cli_address}),
+                         [](const auto& each) { return std::string(each.param.name); });
+
 INSTANTIATE_TEST_SUITE_P(Catalog, FuzzReplay,
                          testing::Values(Target{"recovery_tree", recovery_tree}),
                          [](const auto& each) { return std::string(each.param.name); });

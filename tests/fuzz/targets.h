@@ -1,9 +1,9 @@
 #pragma once
 
-// One function per decoder of format/ and shm/, and one for the recovery of a run: it feeds bytes
-// from anywhere to the decoder, and ends the process when what the decoder accepts breaks the
-// decoder's promises. libFuzzer drives it (preset "fuzz"), and fuzz_replay_test runs the committed
-// corpus and mutations of it in every build.
+// One function per decoder of format/ and shm/, one for the arguments of the command, and one for
+// the recovery of a run: it feeds bytes from anywhere to the decoder, and ends the process when
+// what the decoder accepts breaks the decoder's promises. libFuzzer drives it (preset "fuzz"), and
+// fuzz_replay_test runs the committed corpus and mutations of it in every build.
 
 #include "base/bytes.h"
 
@@ -26,6 +26,8 @@ bool control_message(ConstBytes input);
 bool layout_blob(ConstBytes input);
 // A byte that chooses the ring's capacity; then a step of the tail and a record, again and again.
 bool ring_records(ConstBytes input);
+// A RUN or CHECKPOINT argument of the command; "~" stands for a directory with some runs.
+bool cli_address(ConstBytes input);
 // A JSON document.
 bool json_tree(ConstBytes input);
 // Changes to the files of a run, as recovery_tree.cc encodes them.
