@@ -24,6 +24,7 @@
 #include "client/run_json.h"
 #include "client/session.h"
 #include "client/write_model.h"
+#include "format/utf8.h"
 
 struct sf_session {
   // Shared with checkpoints, which use it while it lives.
@@ -158,6 +159,15 @@ Result<std::string> absolute_path(const char* path) {
   return absolute.lexically_normal().string();
 }
 
+Result<GpuLane> lane_wish(const char* lane) {
+  const std::string_view name = lane == nullptr ? "auto" : lane;
+  if (name == "auto" || name == "pinned") return GpuLane::kPinned;
+  if (name == "hbm") return GpuLane::kHbm;
+  if (name == "ipc") return GpuLane::kIpc;
+  return Error(Code::kInvalidArgument, concat("attach: lane \"", format::printable(name),
+                                              "\"; known are auto, pinned, hbm, ipc"));
+}
+
 Result<SessionOptions> session_options(const sf_attach_options& given) {
   if (given.run_path == nullptr || given.run_path[0] == '\0') {
     return Error(Code::kInvalidArgument, "attach: run_path is missing");
@@ -172,7 +182,10 @@ Result<SessionOptions> session_options(const sf_attach_options& given) {
   options.dial.socket_path = text_of(given.socket_path);
   options.dial.daemon_path = text_of(given.daemon_path);
   options.dial.may_start = given.no_autostart == 0;
-  options.gpu_window_bytes = given.gpu_window_bytes;
+  auto lane = lane_wish(given.lane);
+  if (!lane) return std::move(lane).error();
+  options.gpus = {
+      .window_bytes = given.gpu_window_bytes, .ring_bytes = given.gpu_ring_bytes, .lane = *lane};
   options.copier_count = std::min<std::uint32_t>(given.copier_threads, 64);
   shm::wire::AttachT& attach = options.attach;
   attach.run_path = *std::move(run_path);

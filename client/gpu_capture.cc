@@ -19,13 +19,23 @@ namespace {
 constexpr std::uint64_t kWindowBytes = std::uint64_t{128} << 20;
 constexpr std::uint64_t kWindowBytesMin = 2 * kExtentBytes;
 
-std::uint32_t chunk_extents(std::uint64_t window_bytes) {
-  const std::uint64_t bytes = window_bytes < kWindowBytesMin ? kWindowBytes : window_bytes;
+bool has_window(const GpuOptions& options) {
+  return options.window_bytes == 0 || options.window_bytes >= kWindowBytesMin;
+}
+
+std::uint32_t chunk_extents(const GpuOptions& options) {
+  std::uint64_t bytes =
+      has_window(options) && options.window_bytes != 0 ? options.window_bytes : kWindowBytes;
+  if (options.lane != GpuLane::kPinned && options.ring_bytes != 0) {
+    bytes = std::clamp(options.ring_bytes, kWindowBytesMin, bytes);
+  }
   return static_cast<std::uint32_t>(std::min(bytes, kWindowBytes) / 2 / kExtentBytes);
 }
 
 // Of each GPU: one is copied while the next is packed.
 constexpr std::size_t kChunksInFlight = 2;
+// A worker that copies nothing for that long does not go on.
+constexpr std::chrono::seconds kWorkerPatience{5};
 // A GPU first ends what the trainer has enqueued before, which may be a long step or two.
 constexpr std::chrono::seconds kIdlePatience{60};
 // How long a driver that answers with errors is asked again.
@@ -34,10 +44,12 @@ constexpr std::chrono::microseconds kPollPause{50};
 
 }  // namespace
 
-GpuCapture::GpuCapture(CaptureEngine& engine, std::uint64_t window_bytes)
+GpuCapture::GpuCapture(CaptureEngine& engine, const GpuOptions& options,
+                       GpuRing::Opener open_worker)
     : engine_(engine),
-      has_window_(window_bytes == 0 || window_bytes >= kWindowBytesMin),
-      chunk_extents_(chunk_extents(window_bytes)) {}
+      options_(options),
+      open_worker_(std::move(open_worker)),
+      chunk_extents_(chunk_extents(options)) {}
 
 GpuCapture::~GpuCapture() {
   stop();
@@ -73,6 +85,10 @@ Status GpuCapture::plan(const std::shared_ptr<const Layout>& layout,
     auto driver = cuda::Driver::load();
     if (!driver) return std::move(driver).error();
     driver_ = *std::move(driver);
+  }
+  if (std::ranges::any_of(devices_,
+                          [](const auto& entry) { return entry.second->is_worker_gone(); })) {
+    is_planned_ = false;
   }
   auto changed = tensors_.update(*driver_, layout, sources, is_lazy);
   if (!changed || *changed) is_planned_ = false;
@@ -128,7 +144,11 @@ Status GpuCapture::prepare_devices() {
     auto prepared = devices_.at(share.ordinal)
                         ->prepare(share, *layout_,
                                   {.staging = static_cast<std::byte*>(staging_.get()),
-                                   .has_window = has_window_});
+                                   .staging_bytes = plan_.staging_bytes,
+                                   .has_window = has_window(options_),
+                                   .lane = wanted_lane(),
+                                   .open_worker = open_worker_,
+                                   .ring_bytes = options_.ring_bytes});
     if (!prepared) return prepared;
     step_count += share.chunks.size();
   }
@@ -146,14 +166,53 @@ Status GpuCapture::prepare_devices() {
   return ok();
 }
 
+// A ring that cannot hold two extents is none.
+GpuLane GpuCapture::wanted_lane() const noexcept {
+  const bool has_ring = options_.ring_bytes == 0 || options_.ring_bytes >= kWindowBytesMin;
+  return has_ring ? options_.lane : GpuLane::kPinned;
+}
+
+bool GpuCapture::copies_to_slot() const noexcept {
+  return std::ranges::any_of(plan_.shares, [this](const GpuPlan::Share& share) {
+    // A GPU that could not be opened has none.
+    const auto device = devices_.find(share.ordinal);
+    return !share.chunks.empty() &&
+           (device == devices_.end() || device->second->lane() == GpuLane::kPinned);
+  });
+}
+
+void GpuCapture::drop_workers() noexcept {
+  {
+    const std::lock_guard lock(mutex_);
+    if (is_lost_) return;  // A GPU may still be at work with what is theirs.
+  }
+  for (auto& [ordinal, device] : devices_) {
+    if (device->lane() != GpuLane::kPinned) is_planned_ = false;
+    device->drop_worker();
+  }
+}
+
 Result<cuda::HostRegistration> GpuCapture::register_slot(Bytes slot) {
   return cuda::register_host(devices_.at(plan_.shares.front().ordinal)->context(), slot);
 }
 
+std::string_view GpuCapture::lane() const noexcept {
+  if (!is_needed_) return "host";
+  return copies_to_slot() || wanted_lane() == GpuLane::kPinned ? "pinned"
+         : wanted_lane() == GpuLane::kHbm                      ? "hbm"
+                                                               : "ipc";
+}
+
 std::string GpuCapture::lane_reason() const {
   if (!is_needed_) return "all tensors are the host's";
-  std::string reason = "hbm and ipc are not in this version";
+  std::string reason = options_.lane == GpuLane::kPinned
+                           ? "hbm and ipc are used where they are asked for"
+                           : "it was asked for, where it is possible";
+  if (options_.lane != wanted_lane()) reason += "; a ring of no bytes";
   for (const auto& [ordinal, device] : devices_) {
+    if (!device->worker_reason().empty()) {
+      reason += concat("; not on GPU ", ordinal, ": ", device->worker_reason());
+    }
     if (!device->window_reason().empty()) {
       reason += concat("; without a window on GPU ", ordinal, ": ", device->window_reason());
     }
@@ -181,7 +240,7 @@ Status GpuCapture::begin(const Job& job, CaptureSources& sources) {
 Status GpuCapture::bring(const Job& job, CaptureSources& sources) {
   for (const GpuPlan::Share& share : plan_.shares) {
     GpuDevice& device = *devices_.at(share.ordinal);
-    if (!share.chunks.empty() && !device.has_window() && !job.is_slot_registered) {
+    if (!share.chunks.empty() && device.writes_to_slot() && !job.is_slot_registered) {
       return Error(
           Code::kResourceExhausted,
           concat("GPU ", share.ordinal, " has no memory for a window (", device.window_reason(),
@@ -211,6 +270,10 @@ Status GpuCapture::bring(const Job& job, CaptureSources& sources) {
       kernels::gather(*source.strides, source.data, run.offset, target);
     }
   }
+  for (const GpuPlan::Share& share : plan_.shares) {
+    auto brought = devices_.at(share.ordinal)->end_bringing();
+    if (!brought) return brought;
+  }
   return ok();
 }
 
@@ -226,7 +289,9 @@ Status GpuCapture::wait_idle() {
       auto idle = device->is_idle();
       if (!idle) return std::move(idle).error();
       if (*idle) break;
-      if (std::chrono::steady_clock::now() - begin > kIdlePatience) {
+      const auto waited = std::chrono::steady_clock::now() - begin;
+      if (waited > kWorkerPatience) device->give_worker_up();
+      if (waited > kIdlePatience) {
         return Error(Code::kUnavailable,
                      concat("GPU ", ordinal, " did not end its work within 60 s"));
       }
@@ -280,8 +345,13 @@ Result<bool> GpuCapture::fence(Deadline deadline) {
   }
   for (const GpuPlan::Share& share : plan_.shares) {
     if (share.chunks.empty()) continue;
-    auto held = devices_.at(share.ordinal)->hold(stream_of(share.ordinal));
+    GpuDevice& device = *devices_.at(share.ordinal);
+    auto held = device.hold(stream_of(share.ordinal));
     if (!held) return std::move(held).error();
+    while (!*held && !device.is_packed()) {
+      if (deadline.has_passed()) return false;
+      std::this_thread::sleep_for(kPollPause);
+    }
   }
   return true;
 }
@@ -304,6 +374,8 @@ void GpuCapture::run_thread() {
     const auto ran = or_out_of_memory([this] { return run_steps(); });
     if (!ran) {
       engine_.abort(job_.ticket, ran.error());
+      // Void first, then nothing waits for it.
+      for (const auto& [ordinal, device] : devices_) device->release();
       end_work();
     }
     lock.lock();
@@ -328,7 +400,13 @@ Status GpuCapture::run_steps() {
         changed_.notify_all();
       }
     }
-    if (next < steps_.size() && (is_hurried || next - done < in_flight_max)) {
+    for (const auto& [ordinal, device] : devices_) {
+      auto advanced = device->advance(job_.slot, is_hurried);
+      if (!advanced) return advanced;
+    }
+    const GpuDevice* const device = next < steps_.size() ? steps_[next].device : nullptr;
+    if (device != nullptr && device->can_enqueue(steps_[next].chunk) &&
+        (is_hurried || next - done < in_flight_max || device->is_enqueued_at_once())) {
       auto enqueued = steps_[next].device->enqueue(steps_[next].chunk, job_.slot);
       if (!enqueued) return enqueued;
       ++next;

@@ -22,16 +22,23 @@
 
 namespace stillframe::client {
 
-// The lane `pinned`: what of a capture lies on GPUs, packed there by kernels and brought to the
-// slot by their copy engines. A thread of its own enqueues the chunks, a few at a time so that the
-// trainer's own copies find their turn between them, and publishes those that are done through the
-// CaptureEngine, which has the rest. No CUDA call is made before the first tensor of a GPU.
+struct GpuOptions {
+  std::uint64_t window_bytes = 0;  // Of each GPU, as sf_attach_options has it; and below.
+  std::uint64_t ring_bytes = 0;
+  GpuLane lane = GpuLane::kPinned;  // Where it is possible.
+};
+
+// The lanes `pinned`, `hbm` and `ipc`: what of a capture lies on GPUs, packed there by kernels and
+// brought to the slot by their copy engines, both enqueued here or by the GPU's worker. A thread of
+// its own enqueues the chunks, a few at a time so that the trainer's own copies find their turn
+// between them, and publishes those that are done through the CaptureEngine, which has the rest. No
+// CUDA call is made before the first tensor of a GPU.
 //
 // Session thread.
 class GpuCapture {
  public:
-  // `window_bytes` of each GPU, as sf_attach_options has it.
-  GpuCapture(CaptureEngine& engine, std::uint64_t window_bytes);
+  // `open_worker` is called by plan() alone.
+  GpuCapture(CaptureEngine& engine, const GpuOptions& options, GpuRing::Opener open_worker);
   ~GpuCapture();
   GpuCapture(const GpuCapture&) = delete;
   GpuCapture& operator=(const GpuCapture&) = delete;
@@ -47,11 +54,15 @@ class GpuCapture {
   // that would have let it.
   bool is_eager() const noexcept { return is_eager_; }
   const std::vector<std::vector<bool>>& is_packed() const noexcept { return plan_.is_packed; }
+  // The arena is another one, or the daemon: what workers know of them is of no use.
+  void drop_workers() noexcept;
+  // Whether this process copies to the slot; workers page-lock it for themselves.
+  bool copies_to_slot() const noexcept;
   // Page-locks a slot for every GPU, if it can; without it only the copies are slower.
   Result<cuda::HostRegistration> register_slot(Bytes slot);
 
   struct Job {
-    Bytes slot;
+    GpuDevice::Slot slot;
     bool is_slot_registered = false;
     std::uint64_t ticket = 0;
     std::span<const sf_stream> streams;
@@ -68,8 +79,8 @@ class GpuCapture {
   // nothing of a GPU is captured any more, and what it may still use is never freed.
   void stop() noexcept;
 
-  // "pinned" or "host", and why not a better one.
-  std::string_view lane() const noexcept { return is_needed_ ? "pinned" : "host"; }
+  // "host", "pinned", "hbm" or "ipc", that of the GPUs or the least of them, and why not another.
+  std::string_view lane() const noexcept;
   std::string lane_reason() const;
 
  private:
@@ -82,6 +93,7 @@ class GpuCapture {
 
   Status prepare(bool is_lazy);
   Status prepare_devices();
+  GpuLane wanted_lane() const noexcept;
   Status bring(const Job& job, CaptureSources& sources);
   CUstream stream_of(int ordinal) const;
   Status wait_idle();
@@ -91,7 +103,8 @@ class GpuCapture {
   Status publish(const Step& step);
 
   CaptureEngine& engine_;
-  const bool has_window_;
+  const GpuOptions options_;
+  const GpuRing::Opener open_worker_;
   const std::uint32_t chunk_extents_;
   // Session thread, and the thread of this while a job runs.
   std::shared_ptr<const cuda::Driver> driver_;

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "base/text.h"
+#include "client/deadline.h"
+#include "cuda/devices.h"
 #include "kernels/pack_table.h"
 
 namespace stillframe::client {
@@ -14,6 +16,9 @@ namespace {
 // Enough to fill every GPU of today with two blocks for each of its processors, few enough that a
 // block is never waiting long behind the trainer's.
 constexpr std::uint32_t kBlockCount = 256;
+constexpr std::uint64_t kWorkerPatienceMs = 5'000;
+constexpr std::size_t kSamples = 8;
+constexpr std::uint64_t kSampleBytes = 4096;
 
 template <class T>
 T* address_of(std::uint64_t device_address) {
@@ -25,15 +30,6 @@ std::uint64_t chunk_bytes(const LayoutPart& part, const GpuPlan::Chunk& chunk) {
   const std::uint64_t end = begin + std::uint64_t{chunk.extent_count} * kExtentBytes;
   // The kernel fills the last leaf up, as the image in the slot is.
   return std::min(end, round_up(part.image.bytes, kLeafBytes)) - begin;
-}
-
-// An event's answer is one of three.
-Result<bool> has_happened(const cuda::Context& context, const cuda::Event& event) {
-  const cuda::Current current(context);
-  const CUresult result = context.calls().cuEventQuery(event.get());
-  if (result == CUDA_SUCCESS) return true;
-  if (result == CUDA_ERROR_NOT_READY) return false;
-  return context.driver().error("wait for a GPU", result);
 }
 
 }  // namespace
@@ -53,8 +49,9 @@ Result<std::unique_ptr<GpuDevice>> GpuDevice::open(
     if (!created) return std::move(created).error();
     *stream = *std::move(created);
   }
-  for (cuda::Event* const event : {&device->followed_, &device->packed_[0], &device->packed_[1],
-                                   &device->held_, &device->idle_[0], &device->idle_[1]}) {
+  for (cuda::Event* const event :
+       {&device->followed_, &device->brought_, &device->packed_[0], &device->packed_[1],
+        &device->held_, &device->idle_[0], &device->idle_[1]}) {
     auto created = cuda::create_event(*context);
     if (!created) return std::move(created).error();
     *event = *std::move(created);
@@ -68,9 +65,15 @@ Status GpuDevice::prepare(const GpuPlan::Share& share, const Layout& layout,
                           const Setting& setting) {
   share_ = &share;
   layout_ = &layout;
+  staging_ = setting.staging;
+  staging_bytes_ = setting.staging_bytes;
+  lease_.reset();  // It knows the pieces of an earlier share.
+  if (share.extent_count == 0) return ok();
+  connect(layout, setting);
+  if (lease_) return ok();  // It has no use for what follows.
   auto reserved = reserve(share);
-  if (!reserved || share.extent_count == 0) return reserved;
-  if (setting.has_window) {
+  if (!reserved) return reserved;
+  if (setting.has_window && !ring_) {
     auto made = make_window(layout);
     if (!made) return made;
   }
@@ -125,6 +128,79 @@ Status GpuDevice::make_window(const Layout& layout) {
   // A GPU without room to spare is a common one; anything else is not.
   if (window.error().code() != Code::kResourceExhausted) return std::move(window).error();
   window_reason_ = window.error().message();
+  return ok();
+}
+
+// With the GPU's worker, if one is wanted; without it the window does.
+void GpuDevice::connect(const Layout& layout, const Setting& setting) {
+  worker_reason_.clear();
+  if (setting.lane == GpuLane::kPinned) return;
+  auto connected =
+      setting.lane == GpuLane::kHbm ? make_ring(layout, setting) : make_lease(layout, setting);
+  if (!connected) {
+    worker_reason_ = connected.error().message();
+    drop_worker();
+    return;
+  }
+  window_ = {};
+  window_reason_.clear();
+}
+
+Result<shm::Channel> GpuDevice::open_worker(const Setting& setting) const {
+  auto devices = cuda::list_devices(context_->driver());
+  if (!devices) return std::move(devices).error();
+  const cuda::DeviceFacts& device = (*devices)[static_cast<std::size_t>(context_->ordinal())];
+  auto allowed = cuda::may_be_shared(device);
+  if (!allowed) return std::move(allowed).error();
+  return setting.open_worker(device.uuid);
+}
+
+Status GpuDevice::make_ring(const Layout& layout, const Setting& setting) {
+  std::vector<std::uint64_t> chunks;
+  for (const GpuPlan::Chunk& chunk : share_->chunks) {
+    chunks.push_back(chunk_bytes(layout.parts[chunk.part], chunk));
+  }
+  const kernels::RingBytes needed = kernels::ring_bytes_for(chunks);
+  const std::uint64_t wanted =
+      setting.ring_bytes == 0 ? needed.max : std::min(needed.max, setting.ring_bytes);
+  if (ring_ && (ring_->is_gone() || ring_wanted_bytes_ < wanted || ring_->bytes() < needed.min)) {
+    ring_.reset();
+  }
+  if (!ring_) {
+    auto worker = open_worker(setting);
+    if (!worker) return std::move(worker).error();
+    auto opened = GpuRing::open(context_, *std::move(worker), wanted, std::min(wanted, needed.min),
+                                Deadline::after_ms(kWorkerPatienceMs));
+    if (!opened) return std::move(opened).error();
+    ring_ = *std::move(opened);
+    ring_wanted_bytes_ = wanted;
+  }
+  ring_->lay_out(chunks);
+  return ok();
+}
+
+Status GpuDevice::make_lease(const Layout& layout, const Setting& setting) {
+  if (!fence_) {
+    auto fence = GpuFence::make(context_);
+    if (!fence) return std::move(fence).error();
+    fence_ = *std::move(fence);
+  }
+  auto worker = open_worker(setting);
+  if (!worker) return std::move(worker).error();
+  auto opened = GpuLease::open(context_, *std::move(worker),
+                               {.share = share_,
+                                .layout = &layout,
+                                .staging_bytes = setting.staging_bytes,
+                                .ring_bytes = setting.ring_bytes,
+                                .fence = fence_.get()},
+                               Deadline::after_ms(kWorkerPatienceMs));
+  if (!opened) return std::move(opened).error();
+  if (!sampled_) {
+    auto sampled = cuda::allocate_host(context_, kSamples * kSampleBytes);
+    if (!sampled) return std::move(sampled).error();
+    sampled_ = *std::move(sampled);
+  }
+  lease_ = *std::move(opened);
   return ok();
 }
 
@@ -191,11 +267,15 @@ Status GpuDevice::upload(const Layout& layout, std::byte* staging) {
 // --- For a capture -------------------------------------------------------------------------------
 
 Status GpuDevice::follow(CUstream trainer) {
+  enqueued_count_ = 0;
+  if (ring_) ring_->begin();
+  if (lease_) lease_->begin();
+  const CUdeviceptr early = lease_ ? lease_->early_address() : early_.buffer.get();
   const cuda::Current current(*context_);
   for (const GpuPlan::EarlyCopy& copy : share_->early) {
-    auto copied = check("copy a tensor within a GPU",
-                        calls().cuMemcpyDtoDAsync(early_.buffer.get() + copy.early_offset,
-                                                  copy.data, copy.bytes, trainer));
+    auto copied =
+        check("copy a tensor within a GPU",
+              calls().cuMemcpyDtoDAsync(early + copy.early_offset, copy.data, copy.bytes, trainer));
     if (!copied) return copied;
   }
   auto recorded =
@@ -215,16 +295,83 @@ Status GpuDevice::fetch(const GpuPlan::Fetch& fetch, std::byte* staging) {
                                          copy_stream_.get()));
 }
 
-Status GpuDevice::enqueue(std::size_t index, Bytes slot) {
-  const GpuPlan::Chunk& chunk = share_->chunks[index];
+// A worker cannot see the staging, but what was copied to memory that is shared.
+Status GpuDevice::end_bringing() {
+  if (!lease_) return ok();
+  const cuda::Current current(*context_);
+  if (staging_bytes_ > 0) {
+    auto copied = check("copy the host's bytes to a GPU",
+                        calls().cuMemcpyHtoDAsync(lease_->staging_address(), staging_,
+                                                  staging_bytes_, pack_stream_.get()));
+    if (!copied) return copied;
+  }
+  auto sampled = take_samples();
+  if (!sampled) return sampled;
+  return check("mark what was brought", calls().cuEventRecord(brought_.get(), pack_stream_.get()));
+}
+
+// The first bytes of some pieces, in the order of our stream.
+Status GpuDevice::take_samples() {
+  samples_.clear();
+  std::size_t piece_count = 0;
+  for (const GpuPlan::PartPieces& part : share_->parts) piece_count += part.pieces.size();
+  const std::size_t step = std::max<std::size_t>(piece_count / kSamples, 1);
+  std::size_t next = sampled_count_ % step;
+  std::size_t before = 0;
+  const cuda::Current current(*context_);
+  for (const GpuPlan::PartPieces& part : share_->parts) {
+    for (; next - before < part.pieces.size() && samples_.size() < kSamples; next += step) {
+      const GpuPlan::Piece& piece = part.pieces[next - before];
+      const std::uint64_t bytes = std::min(piece.bytes, kSampleBytes);
+      // A tensor may begin in an extent that another GPU packs.
+      const bool is_packed_here = std::ranges::any_of(share_->chunks, [&](const auto& chunk) {
+        const std::uint64_t begin = std::uint64_t{chunk.first_extent} * kExtentBytes;
+        return chunk.part == part.part && piece.image_offset >= begin &&
+               piece.image_offset + bytes <= begin + chunk.extent_count * kExtentBytes;
+      });
+      if (piece.origin != GpuPlan::Origin::kTensor || !is_packed_here) continue;
+      const Sample sample{.slot_offset = layout_->parts[part.part].slot_offset + piece.image_offset,
+                          .bytes = bytes};
+      auto copied = check("copy a sample from a GPU",
+                          calls().cuMemcpyDtoHAsync(static_cast<std::byte*>(sampled_.get()) +
+                                                        samples_.size() * kSampleBytes,
+                                                    piece.where, sample.bytes, pack_stream_.get()));
+      if (!copied) return copied;
+      samples_.push_back(sample);
+    }
+    before += part.pieces.size();
+  }
+  ++sampled_count_;
+  return ok();
+}
+
+Status GpuDevice::compare_samples(Bytes slot) {
+  for (std::size_t i = 0; i < samples_.size(); ++i) {
+    const auto* const wanted = static_cast<const std::byte*>(sampled_.get()) + i * kSampleBytes;
+    if (std::memcmp(slot.data() + samples_[i].slot_offset, wanted, samples_[i].bytes) != 0) {
+      return Error(Code::kDataLoss,
+                   "the GPU worker packed other bytes than the training has; use lane pinned");
+    }
+  }
+  return ok();
+}
+
+Bytes GpuDevice::target_of(const GpuPlan::Chunk& chunk, Bytes slot) const {
   const LayoutPart& part = layout_->parts[chunk.part];
-  const Bytes target =
-      slot.subspan(part.slot_offset + std::uint64_t{chunk.first_extent} * kExtentBytes,
-                   chunk_bytes(part, chunk));
+  return slot.subspan(part.slot_offset + std::uint64_t{chunk.first_extent} * kExtentBytes,
+                      chunk_bytes(part, chunk));
+}
+
+Status GpuDevice::enqueue(std::size_t index, const Slot& slot) {
+  if (lease_) return ok();
+  const GpuPlan::Chunk& chunk = share_->chunks[index];
+  const Bytes target = target_of(chunk, slot.bytes);
   kernels::PackJob job = jobs_[index];
   const cuda::Current current(*context_);
   const std::uint64_t half = index % 2;
-  if (window_) {
+  if (ring_) {
+    job.image = address_of<std::byte>(ring_->address(index));
+  } else if (window_) {
     job.image = address_of<std::byte>(window_.get() + half * half_bytes_);
     if (index >= 2) {
       auto waited = check("wait for the window",
@@ -232,14 +379,33 @@ Status GpuDevice::enqueue(std::size_t index, Bytes slot) {
       if (!waited) return waited;
     }
   } else {
-    auto address = cuda::device_address(*context_, slot.data());
+    auto address = cuda::device_address(*context_, slot.bytes.data());
     if (!address) return std::move(address).error();
-    job.image =
-        address_of<std::byte>(*address + static_cast<std::uint64_t>(target.data() - slot.data()));
+    job.image = address_of<std::byte>(
+        *address + static_cast<std::uint64_t>(target.data() - slot.bytes.data()));
   }
   auto launched = kernels_.pack(job, kBlockCount, pack_stream_.get());
   if (!launched) return launched;
-  return drain(chunk, half, target, done_[index].get());
+  auto drained = drain(chunk, half, target, done_[index].get());
+  if (drained) ++enqueued_count_;
+  return drained;
+}
+
+Status GpuDevice::advance(const Slot& slot, bool is_hurried) {
+  if (lease_) return advance_lease(slot, is_hurried);
+  if (!ring_) return ok();
+  while (ring_->asked_count() < enqueued_count_) {
+    const std::size_t index = ring_->asked_count();
+    auto packed = cuda::has_happened(*context_, done_[index]);
+    if (!packed) return std::move(packed).error();
+    if (!*packed) break;
+    const Bytes target = target_of(share_->chunks[index], slot.bytes);
+    const auto offset = static_cast<std::uint64_t>(target.data() - slot.bytes.data());
+    auto asked = ring_->drain(index, slot.arena_offset + offset, is_hurried);
+    if (!asked) return std::move(asked).error();
+    if (!*asked) break;
+  }
+  return ring_->advance();
 }
 
 Status GpuDevice::drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes target,
@@ -268,21 +434,53 @@ Status GpuDevice::drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes t
   return check("mark a chunk", calls().cuEventRecord(done, stream));
 }
 
+Status GpuDevice::advance_lease(const Slot& slot, bool is_hurried) {
+  if (!lease_->is_started()) {
+    auto brought = cuda::has_happened(*context_, brought_);
+    if (!brought) return std::move(brought).error();
+    if (!*brought) return ok();
+    auto started = lease_->start(slot.arena_offset);
+    if (!started) return started;
+  }
+  if (is_hurried) {
+    auto hurried = lease_->hurry();
+    if (!hurried) return hurried;
+  }
+  auto advanced = lease_->advance();
+  if (!advanced || !lease_->is_all_done() || samples_.empty()) return advanced;
+  auto compared = compare_samples(slot.bytes);
+  samples_.clear();
+  return compared;
+}
+
 Result<bool> GpuDevice::is_done(std::size_t chunk) const {
-  return has_happened(*context_, done_[chunk]);
+  if (ring_) return chunk < ring_->drained_count();
+  if (lease_) return lease_->is_done(chunk);
+  return cuda::has_happened(*context_, done_[chunk]);
 }
 
 std::span<const std::uint64_t> GpuDevice::hashes(std::size_t index) const {
+  if (lease_) return lease_->hashes(index);
   const GpuPlan::Chunk& chunk = share_->chunks[index];
   return {static_cast<const std::uint64_t*>(host_hashes_.get()) + chunk.first_hash,
           chunk.extent_count};
 }
 
-Status GpuDevice::hold(CUstream trainer) {
+Result<bool> GpuDevice::hold(CUstream trainer) {
   const cuda::Current current(*context_);
+  if (lease_) {
+    // Besides the worker's reading, our own.
+    auto brought =
+        check("hold the trainer's stream", calls().cuStreamWaitEvent(trainer, brought_.get(), 0));
+    if (!brought) return std::move(brought).error();
+    return fence_->hold(trainer);
+  }
   auto recorded = check("mark the fence", calls().cuEventRecord(held_.get(), pack_stream_.get()));
-  if (!recorded) return recorded;
-  return check("hold the trainer's stream", calls().cuStreamWaitEvent(trainer, held_.get(), 0));
+  if (!recorded) return std::move(recorded).error();
+  auto held =
+      check("hold the trainer's stream", calls().cuStreamWaitEvent(trainer, held_.get(), 0));
+  if (!held) return std::move(held).error();
+  return true;
 }
 
 Status GpuDevice::mark_idle() {
@@ -292,9 +490,14 @@ Status GpuDevice::mark_idle() {
   return check("mark a stream", calls().cuEventRecord(idle_[1].get(), copy_stream_.get()));
 }
 
-Result<bool> GpuDevice::is_idle() const {
+Result<bool> GpuDevice::is_idle() {
+  // A worker that is lost does nothing more.
+  if (ring_) (void)ring_->advance();
+  if (ring_ && !ring_->is_idle()) return false;
+  if (lease_) (void)lease_->advance();
+  if (lease_ && !lease_->is_idle()) return false;
   for (const cuda::Event& event : idle_) {
-    auto happened = has_happened(*context_, event);
+    auto happened = cuda::has_happened(*context_, event);
     if (!happened || !*happened) return happened;
   }
   return true;

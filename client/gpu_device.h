@@ -8,53 +8,103 @@
 
 #include "base/bytes.h"
 #include "base/result.h"
+#include "client/gpu_fence.h"
+#include "client/gpu_lease.h"
 #include "client/gpu_plan.h"
+#include "client/gpu_ring.h"
 #include "client/layout.h"
 #include "cuda/resources.h"
 #include "kernels/gpu_launch.h"
 
 namespace stillframe::client {
 
+// The way of a GPU's tensors to the slot.
+enum class GpuLane : std::uint8_t { kPinned, kHbm, kIpc };
+
 // One GPU's half of a capture, enqueued on two streams of its own in the trainer's context: one
 // packs chunks into the two halves of a window in the GPU's memory, the other copies them from
-// there to the slot. Without a window the kernel writes to the slot itself.
+// there to the slot (lane pinned). With a ring of the GPU's worker they are packed into that, and
+// the worker copies them (lane hbm); with a lease the worker packs them as well, and chunks are
+// enqueued in name only (lane ipc). With nothing of these the kernel writes to the slot itself.
 //
-// Nothing here waits for the GPU. What is enqueued uses this object and the slot until is_idle();
-// whoever prepares anew or ends either waits for that. One thread at a time, but that is_done() may
-// be asked beside hold().
+// Nothing here waits for the GPU, but prepare() for a worker. What is enqueued uses this object and
+// the slot until is_idle(); whoever prepares anew or ends either waits for that. One thread at a
+// time, but that is_done() may be asked beside hold().
 class GpuDevice {
  public:
   // kUnavailable: no such GPU, or no kernels for it.
   static Result<std::unique_ptr<GpuDevice>> open(const std::shared_ptr<const cuda::Driver>& driver,
                                                  int ordinal);
 
+  // A slot, and where it lies in the arena.
+  struct Slot {
+    Bytes bytes;
+    std::uint64_t arena_offset = 0;
+  };
+
   struct Setting {
     std::byte* staging = nullptr;  // Page-locked, what GpuPlan calls so; may be none.
-    bool has_window = true;        // If the GPU has memory for it.
+    std::uint64_t staging_bytes = 0;
+    bool has_window = true;  // If the GPU has memory for it.
+    GpuLane lane = GpuLane::kPinned;
+    GpuRing::Opener open_worker;   // For the other lanes.
+    std::uint64_t ring_bytes = 0;  // At most; 0: as many as a whole capture packs.
   };
   // For captures of `share` from now on; it lives as long. Allocates all that they need, so that
   // a capture allocates nothing. kResourceExhausted: the GPU has no memory for the early copies.
   Status prepare(const GpuPlan::Share& share, const Layout& layout, const Setting& setting);
-  bool has_window() const noexcept { return static_cast<bool>(window_); }
+  // Whether the kernels write to the slot, which is then page-locked.
+  bool writes_to_slot() const noexcept { return !window_ && !ring_ && !lease_; }
+  GpuLane lane() const noexcept {
+    return lease_ ? GpuLane::kIpc : ring_ ? GpuLane::kHbm : GpuLane::kPinned;
+  }
+  // Whether the worker has gone; then prepare() anew.
+  bool is_worker_gone() { return (ring_ && ring_->is_gone()) || (lease_ && lease_->is_gone()); }
+  // It is for an arena that is no more.
+  void drop_worker() noexcept {
+    ring_.reset();
+    lease_.reset();
+  }
+  // It counts as gone: it does not go on.
+  void give_worker_up() noexcept {
+    if (ring_) ring_->give_up();
+    if (lease_) lease_->give_up();
+  }
 
   // For each capture, first: what follows sees what the trainer's stream has done by now. The early
   // copies are made in that stream, so that later work in it cannot overtake them.
   Status follow(CUstream trainer);
   Status fetch(const GpuPlan::Fetch& fetch, std::byte* staging);
-  // Packs a chunk of the share and brings it to the slot. Without a window the slot is page-locked.
-  Status enqueue(std::size_t chunk, Bytes slot);
+  // Then: the staging is filled.
+  Status end_bringing();
+  // Packs a chunk of the share and brings it to the slot, in the order of the chunks. Without a
+  // window the slot is page-locked. Only when can_enqueue().
+  Status enqueue(std::size_t chunk, const Slot& slot);
+  bool can_enqueue(std::size_t chunk) const noexcept { return !ring_ || ring_->is_free(chunk); }
+  bool is_enqueued_at_once() const noexcept { return lease_ != nullptr; }
+  // Goes on with what the GPU has packed: is_done() needs it. `is_hurried`: the trainer waits.
+  // kDataLoss: the worker packed other bytes than the trainer has.
+  Status advance(const Slot& slot, bool is_hurried);
   Result<bool> is_done(std::size_t chunk) const;
   // Of the chunk's extents, once it is done.
   std::span<const std::uint64_t> hashes(std::size_t chunk) const;
-  // Makes the trainer's stream wait until every chunk that was enqueued has been packed.
-  Status hold(CUstream trainer);
+  // Makes the trainer's stream wait until every chunk that was enqueued has been packed. False: the
+  // caller waits for is_packed() instead.
+  Result<bool> hold(CUstream trainer);
+  bool is_packed() const noexcept { return !lease_ || fence_->is_open(); }
+  // The capture is void: nothing waits for its worker any more. Any thread.
+  void release() noexcept {
+    if (lease_) fence_->release();
+  }
 
   // Whether all that was enqueued before mark_idle() has ended.
   Status mark_idle();
-  Result<bool> is_idle() const;
+  Result<bool> is_idle();
 
   const std::shared_ptr<const cuda::Context>& context() const noexcept { return context_; }
-  std::string window_reason() const { return window_reason_; }
+  // Why there is no window, or no worker though one was wanted.
+  const std::string& window_reason() const noexcept { return window_reason_; }
+  const std::string& worker_reason() const noexcept { return worker_reason_; }
 
  private:
   // A buffer that is kept while it is large enough: to free one waits for all of the GPU's work.
@@ -68,6 +118,14 @@ class GpuDevice {
   Status reserve(const GpuPlan::Share& share);
   Status upload(const Layout& layout, std::byte* staging);
   Status make_window(const Layout& layout);
+  void connect(const Layout& layout, const Setting& setting);
+  Status make_ring(const Layout& layout, const Setting& setting);
+  Status make_lease(const Layout& layout, const Setting& setting);
+  Result<shm::Channel> open_worker(const Setting& setting) const;
+  Bytes target_of(const GpuPlan::Chunk& chunk, Bytes slot) const;
+  Status advance_lease(const Slot& slot, bool is_hurried);
+  Status take_samples();
+  Status compare_samples(Bytes slot);
   Status drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes target, CUevent done);
   const cuda::Calls& calls() const noexcept { return context_->calls(); }
   Status check(std::string_view doing, CUresult result) const {
@@ -89,11 +147,29 @@ class GpuDevice {
   cuda::DeviceBuffer window_;
   std::uint64_t half_bytes_ = 0;
   std::string window_reason_;
+  std::unique_ptr<GpuRing> ring_;
+  std::uint64_t ring_wanted_bytes_ = 0;  // What it was opened for; it may be smaller.
+  std::unique_ptr<GpuFence> fence_;
+  std::unique_ptr<GpuLease> lease_;
+  // What a worker packs is compared with the trainer's own memory at a few places, others at each
+  // capture: imports have been read as zeros (GPU-27).
+  struct Sample {
+    std::uint64_t slot_offset = 0;
+    std::uint64_t bytes = 0;
+  };
+  std::vector<Sample> samples_;    // Of this capture.
+  std::size_t sampled_count_ = 0;  // Of all.
+  cuda::HostBuffer sampled_;
+  std::string worker_reason_;
+  std::byte* staging_ = nullptr;
+  std::uint64_t staging_bytes_ = 0;
+  std::size_t enqueued_count_ = 0;  // Of this capture.
 
   // After what they use, so that they end first.
   cuda::Stream pack_stream_;
   cuda::Stream copy_stream_;
   cuda::Event followed_;
+  cuda::Event brought_;
   cuda::Event packed_[2];
   cuda::Event held_;
   cuda::Event idle_[2];

@@ -90,6 +90,12 @@ typedef struct sf_attach_options {
    * in it for its copy. 0: 128 MiB, or less for a smaller state. Below 2 MiB: nothing is taken, and
    * the GPU writes to the slot itself; so too where it has nothing to spare. */
   uint64_t gpu_window_bytes;
+  /* The most that a worker process may take on each GPU for the lanes "hbm" and "ipc"; 0: room for
+   * all that is packed there, up to half of what is free. Below 2 MiB: lane "pinned". */
+  uint64_t gpu_ring_bytes;
+  /* How tensors of GPUs are captured: "pinned", "hbm" or "ipc" (docs/guide/gpu.md); NULL or "auto":
+   * "pinned". A GPU on which it is not possible uses "pinned"; sf_session_describe() says why. */
+  const char* lane;
 } sf_attach_options;
 
 /* Connects (starting a private daemon if none answers) and opens the run. SF_UNAVAILABLE: no daemon

@@ -57,7 +57,8 @@ Session::Session(SessionOptions options)
     : options_(std::move(options)),
       owner_pid_(::getpid()),
       engine_(options_.copier_count != 0 ? options_.copier_count : default_copier_count()),
-      gpus_(engine_, options_.gpu_window_bytes) {}
+      gpus_(engine_, options_.gpus,
+            [this](const std::string& gpu_uuid) { return open_gpu_worker(gpu_uuid); }) {}
 
 Session::~Session() {
   // Without close(): the daemon learns of it as of a death.
@@ -92,6 +93,8 @@ Status Session::connect(Deadline deadline) {
   }
   socket_path_ = std::move(dialled->socket_path);
   daemon_version_ = std::move(dialled->daemon_version);
+  gpus_.drop_workers();
+  told_lane_ = "host";
   const std::shared_ptr<Connection> fresh = std::move(dialled->connection);
   auto attached = attach_run(*fresh, deadline);
   if (!attached) return attached;
@@ -268,6 +271,8 @@ Result<std::uint64_t> Session::start_capture(const SaveRequest& request,
   auto planned = gpus_.plan(layout_, tensors, request.capture == SF_CAPTURE_LAZY);
   if (!planned) return std::move(planned).error();
 
+  tell_lane();
+
   const bool is_first = !has_ready_slot();
   const std::int64_t asked_ns = clock_.monotonic_ns();
   const std::uint64_t wait_ms = slot_wait_ms(request, is_first);
@@ -281,7 +286,7 @@ Result<std::uint64_t> Session::start_capture(const SaveRequest& request,
     (void)end_capture(populated.error());
     return std::move(populated).error();
   }
-  if (gpus_.is_needed()) register_slot(reply->slot);
+  if (gpus_.is_needed() && gpus_.copies_to_slot()) register_slot(reply->slot);
 
   SaveInfo save;
   save.daemon_ticket = reply->ticket;
@@ -312,6 +317,34 @@ Result<std::uint64_t> Session::start_capture(const SaveRequest& request,
   }
   tickets_.set_begin_call_ns(ticket, clock_.monotonic_ns() - begin_ns);
   return ticket;
+}
+
+Result<shm::Channel> Session::open_gpu_worker(const std::string& gpu_uuid) {
+  constexpr std::uint64_t kPatienceMs = 25'000;  // The daemon's own, and a moment.
+  const auto current = connection();
+  if (!current) return gone_error();
+  wire::OpenGpuWorkerT request;
+  request.gpu_uuid = gpu_uuid;
+  auto reply = current->call(shm::make_message(0, std::move(request)), {},
+                             Deadline::after_ms(kPatienceMs), Connection::WhenLate::kKeep);
+  if (!reply) return std::move(reply).error();
+  if (reply->message.body.AsGpuWorkerReply() == nullptr || reply->fds.size() != 1) {
+    return protocol_error("no GpuWorkerReply");
+  }
+  return shm::Channel(std::move(reply->fds[0]));
+}
+
+// For those who ask the daemon; nothing depends on it.
+void Session::tell_lane() {
+  std::string lane(gpus_.lane());
+  const auto current = connection();
+  if (lane == told_lane_ || !current) return;
+  wire::LaneInUseT message;
+  message.lane = lane;
+  message.reason = gpus_.lane_reason();
+  (void)current->send(shm::make_message(0, std::move(message)), {},
+                      Deadline::after_ms(kSendTimeoutMs));
+  told_lane_ = std::move(lane);
 }
 
 std::optional<Session::Offer> Session::take_offer() {

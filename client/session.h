@@ -33,8 +33,8 @@ namespace stillframe::client {
 struct SessionOptions {
   DialOptions dial;
   shm::wire::AttachT attach;
-  std::uint32_t copier_count = 0;      // 0: default_copier_count().
-  std::uint64_t gpu_window_bytes = 0;  // 0: as GpuCapture wants it.
+  std::uint32_t copier_count = 0;  // 0: default_copier_count().
+  GpuOptions gpus;
 };
 
 // What a wait came to.
@@ -141,6 +141,8 @@ class Session {
   Result<std::uint64_t> start_capture(const SaveRequest& request,
                                       std::span<const sf_source> tensors, std::int64_t begin_ns);
   std::optional<Offer> take_offer();
+  Result<shm::Channel> open_gpu_worker(const std::string& gpu_uuid);
+  void tell_lane();
   Status populate(std::uint32_t slot);
   void register_slot(std::uint32_t slot);
   Status begin_engines(const SaveRequest& request, std::span<const sf_source> tensors,
@@ -176,6 +178,7 @@ class Session {
   std::optional<shm::Arena> arena_;
   std::uint64_t slot_bytes_ = 0;
   std::vector<Slot> slots_;
+  std::string told_lane_;  // What the daemon knows.
   // The capture that is neither published nor voided.
   struct Capturing {
     std::uint64_t ticket = 0;

@@ -35,7 +35,7 @@ Status Session::begin_engines(const SaveRequest& request, std::span<const sf_sou
                               std::uint64_t ticket) {
   const Bytes slot = slot_bytes_of(capturing_->slot);
   const GpuCapture::Job on_gpus{
-      .slot = slot,
+      .slot = {.bytes = slot, .arena_offset = capturing_->slot * slot_bytes_},
       .is_slot_registered = static_cast<bool>(slots_[capturing_->slot].registration),
       .ticket = ticket,
       .streams = request.streams};

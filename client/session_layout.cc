@@ -99,12 +99,14 @@ Status Session::map_arena(UniqueFd memory, const wire::LayoutReplyT& reply) {
   if (!is_kept) {
     // Before the new one is mapped: together they may be more than there is. What is page-locked
     // goes before its pages do.
+    gpus_.drop_workers();
     slots_.clear();
     arena_.reset();
     auto arena = shm::Arena::adopt(std::move(memory), bytes);
     if (!arena) return std::move(arena).error();
     arena_.emplace(*std::move(arena));
   }
+  gpus_.drop_workers();
   slot_bytes_ = reply.slot_bytes;
   slots_.clear();
   slots_.resize(reply.slot_count);

@@ -24,6 +24,7 @@ class Context {
   const Calls& calls() const noexcept { return driver_->calls(); }
   CUcontext get() const noexcept { return context_; }
   int ordinal() const noexcept { return ordinal_; }
+  CUdevice device() const noexcept { return device_; }
 
  private:
   Context(std::shared_ptr<const Driver> driver, int ordinal, CUdevice device, CUcontext context);

@@ -1,6 +1,9 @@
 #include "cuda/devices.h"
 
+#include <unistd.h>
+
 #include <array>
+#include <cstdlib>
 
 #include "base/text.h"
 
@@ -46,7 +49,26 @@ Result<DeviceFacts> look_at(const Driver& driver, int ordinal) {
   return facts;
 }
 
+// The control pipe of a running MPS daemon, as its clients find it.
+bool is_under_mps() {
+  const char* const folder = std::getenv("CUDA_MPS_PIPE_DIRECTORY");
+  const std::string control = concat(folder != nullptr ? folder : "/tmp/nvidia-mps", "/control");
+  return ::access(control.c_str(), F_OK) == 0;
+}
+
 }  // namespace
+
+Status may_be_shared(const DeviceFacts& device) {
+  // Its name ends with the profile: "NVIDIA H100 80GB HBM3 MIG 1g.10gb".
+  if (device.name.find(" MIG ") != std::string::npos) {
+    return Error(Code::kUnavailable, "a MIG instance shares no memory between processes");
+  }
+  if (is_under_mps()) {
+    return Error(Code::kUnavailable,
+                 "MPS is in use, under which a fault of one process ends the others as well");
+  }
+  return ok();
+}
 
 Result<std::vector<DeviceFacts>> list_devices(const Driver& driver) {
   int count = 0;

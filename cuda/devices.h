@@ -20,4 +20,9 @@ struct DeviceFacts {
 // Every GPU of this process, in the order of its ordinals. Makes no context.
 Result<std::vector<DeviceFacts>> list_devices(const Driver& driver);
 
+// Whether a process beside the trainer may have a context on that GPU and share memory with it.
+// kUnavailable: not with MIG, nor under MPS, where a fault of one process takes down all (GPU-13,
+// GPU-14).
+Status may_be_shared(const DeviceFacts& device);
+
 }  // namespace stillframe::cuda

@@ -24,7 +24,12 @@ namespace stillframe::cuda {
   CALL(cuMemHostRegister) CALL(cuMemHostUnregister) CALL(cuMemHostGetDevicePointer) \
   CALL(cuMemcpyDtoHAsync) CALL(cuMemcpyHtoDAsync) CALL(cuMemcpyDtoDAsync) \
   CALL(cuPointerGetAttributes) CALL(cuCtxSynchronize) CALL(cuModuleLoadData) \
-  CALL(cuModuleUnload) CALL(cuModuleGetFunction) CALL(cuLaunchKernel)
+  CALL(cuModuleUnload) CALL(cuModuleGetFunction) CALL(cuLaunchKernel) CALL(cuMemGetInfo) \
+  CALL(cuMemGetAllocationGranularity) CALL(cuMemCreate) CALL(cuMemRelease) CALL(cuMemMap) \
+  CALL(cuMemUnmap) CALL(cuMemSetAccess) CALL(cuMemAddressReserve) CALL(cuMemAddressFree) \
+  CALL(cuMemExportToShareableHandle) CALL(cuMemImportFromShareableHandle) \
+  CALL(cuMemRetainAllocationHandle) CALL(cuIpcGetMemHandle) CALL(cuIpcOpenMemHandle) \
+  CALL(cuIpcCloseMemHandle) CALL(cuStreamWaitValue32)
 // clang-format on
 
 struct Calls {

@@ -16,6 +16,9 @@ struct PointerFacts {
   std::uint64_t buffer_id = 0;
   std::uint64_t range_begin = 0;
   std::uint64_t range_bytes = 0;
+  // How another process may map it: neither, where its allocator does not share.
+  bool has_legacy_ipc = false;
+  bool has_descriptor = false;
 };
 
 // Any thread, whatever its current context.

@@ -37,6 +37,14 @@ Result<Event> create_event(const std::shared_ptr<const Context>& context) {
   });
 }
 
+Result<bool> has_happened(const Context& context, const Event& event) {
+  const Current current(context);
+  const CUresult result = context.calls().cuEventQuery(event.get());
+  if (result == CUDA_SUCCESS) return true;
+  if (result == CUDA_ERROR_NOT_READY) return false;
+  return context.driver().error("wait for a GPU", result);
+}
+
 Result<DeviceBuffer> allocate(const std::shared_ptr<const Context>& context, std::uint64_t bytes) {
   return own<DeviceBuffer>(
       context, concat("allocate ", bytes, " bytes of GPU ", context->ordinal()), CUdeviceptr(),

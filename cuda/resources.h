@@ -22,6 +22,8 @@ using Module = Owned<CUmodule, &Calls::cuModuleUnload>;
 Result<Stream> create_stream(const std::shared_ptr<const Context>& context);
 // Without times, the cheapest form.
 Result<Event> create_event(const std::shared_ptr<const Context>& context);
+// Whether the GPU has come to where the event was recorded last.
+Result<bool> has_happened(const Context& context, const Event& event);
 // Aligned to 256 bytes at least.
 Result<DeviceBuffer> allocate(const std::shared_ptr<const Context>& context, std::uint64_t bytes);
 // Every GPU of the process can reach it, at device_address().

@@ -25,6 +25,7 @@ struct Environment {
   BackendFactory backend_factory;
   std::uint64_t instance_nonce = 0;
   std::uint64_t arena_bytes_max = 0;  // 0: half of what memory leaves.
+  double gpu_drain_share = 0.5;       // GpuWorkerOptions::drain_share.
   // How long a dead trainer's slots wait for its restart.
   std::chrono::seconds keep_slots{600};
 };

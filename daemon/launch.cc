@@ -34,12 +34,25 @@ class SpawnSettings {
     (void)::posix_spawnattr_destroy(&attributes_);
     (void)::posix_spawn_file_actions_destroy(&actions_);
   }
+  void use_default_signals(int more_flags = 0) {
+    sigset_t none;
+    sigset_t all;
+    (void)::sigemptyset(&none);
+    (void)::sigfillset(&all);
+    (void)::posix_spawnattr_setsigmask(&attributes_, &none);
+    (void)::posix_spawnattr_setsigdefault(&attributes_, &all);
+    (void)::posix_spawnattr_setflags(
+        &attributes_,
+        static_cast<short>(more_flags | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF));
+  }
   posix_spawn_file_actions_t actions_;
   posix_spawnattr_t attributes_;
 };
 
 // The launcher's pipe has this number in the daemon.
 constexpr int kReportFd = 3;
+// And the daemon's socket in a GPU worker.
+constexpr int kGpuWorkerSocketFd = 3;
 constexpr int kStartTimeoutMs = 10'000;
 
 }  // namespace
@@ -59,14 +72,7 @@ Status launch_detached(const std::vector<std::string>& arguments, const std::str
   (void)::posix_spawn_file_actions_adddup2(&actions, report_end.get(), kReportFd);
   (void)::posix_spawn_file_actions_addclosefrom_np(&actions, kReportFd + 1);
   (void)::posix_spawn_file_actions_addchdir_np(&actions, "/");
-  sigset_t none;
-  sigset_t all;
-  (void)::sigemptyset(&none);
-  (void)::sigfillset(&all);
-  (void)::posix_spawnattr_setsigmask(&settings.attributes_, &none);
-  (void)::posix_spawnattr_setsigdefault(&settings.attributes_, &all);
-  (void)::posix_spawnattr_setflags(
-      &settings.attributes_, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  settings.use_default_signals(POSIX_SPAWN_SETSID);
 
   std::vector<std::string> words = arguments;
   words.push_back(concat("--report-fd=", kReportFd));
@@ -99,6 +105,35 @@ Status launch_detached(const std::vector<std::string>& arguments, const std::str
   if (text == "ok") return ok();
   return Error(Code::kUnavailable,
                text.empty() ? concat("the daemon ended at once; see its log ", log_path) : text);
+}
+
+Result<pid_t> launch_gpu_worker(const std::string& gpu_uuid, int socket,
+                                const std::vector<std::string>& options) {
+  SpawnSettings settings;
+  auto& actions = settings.actions_;
+  (void)::posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  (void)::posix_spawn_file_actions_adddup2(&actions, socket, kGpuWorkerSocketFd);
+  (void)::posix_spawn_file_actions_addclosefrom_np(&actions, kGpuWorkerSocketFd + 1);
+  settings.use_default_signals();
+
+  std::vector<std::string> words = {"stillframed", concat("--gpu-worker=", gpu_uuid),
+                                    concat("--gpu-worker-socket=", kGpuWorkerSocketFd)};
+  words.insert(words.end(), options.begin(), options.end());
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  // Ours may hide that GPU: it is the environment of the client that started us.
+  std::string visible = concat("CUDA_VISIBLE_DEVICES=", gpu_uuid);
+  std::vector<char*> variables = {visible.data()};
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    if (!std::string_view(*entry).starts_with("CUDA_VISIBLE_DEVICES=")) variables.push_back(*entry);
+  }
+  variables.push_back(nullptr);
+  pid_t pid = 0;
+  const int error = ::posix_spawn(&pid, "/proc/self/exe", &actions, &settings.attributes_,
+                                  argv.data(), variables.data());
+  if (error != 0) return os_error("start a GPU worker", error);
+  return pid;
 }
 
 void report_to_launcher(int fd, std::string_view failure) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,6 +19,11 @@ namespace stillframe::daemon {
 //
 // kUnavailable: it did not come up; the message has its reason.
 Status launch_detached(const std::vector<std::string>& arguments, const std::string& log_path);
+
+// Starts this program again as the worker of a GPU, the only one that it sees: `socket` is its way
+// to us, stdin is /dev/null, the output ours, every other descriptor closed. The caller reaps it.
+Result<pid_t> launch_gpu_worker(const std::string& gpu_uuid, int socket,
+                                const std::vector<std::string>& options);
 
 // In the daemon so started: tells the launcher that we listen, or why not (empty: we do).
 void report_to_launcher(int fd, std::string_view failure);

@@ -2,6 +2,7 @@
 //
 //   stillframed --socket PATH             a service, in the foreground, until SIGTERM
 //   stillframed --private --socket PATH   what the first client starts: detaches, ends when idle
+//   stillframed --gpu-worker UUID         what the daemon starts for a GPU
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
@@ -13,12 +14,14 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <csignal>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/text.h"
+#include "daemon/gpu_worker.h"
 #include "daemon/launch.h"
 #include "daemon/server.h"
 #include "shm/socket_path.h"
@@ -35,6 +38,9 @@ struct Flags {
   std::uint64_t arena_bytes_max = 0;
   std::int64_t idle_exit_s = -1;
   std::int64_t keep_slots_s = 600;
+  std::string gpu_worker;
+  int gpu_worker_socket = -1;
+  double gpu_drain_share = 0.5;
 };
 
 void declare(CLI::App& app, Flags& flags) {
@@ -59,6 +65,13 @@ void declare(CLI::App& app, Flags& flags) {
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
       ->envname("STILLFRAME_LOG_LEVEL");
   app.add_option("--report-fd", flags.report_fd, "")->group("");  // Between us and launch.cc.
+  app.add_option("--gpu-drain-share", flags.gpu_drain_share,
+                 "Share of the time in which a GPU is copied from, 0.01 to 1, lanes hbm and ipc")
+      ->envname("STILLFRAME_GPU_DRAIN_SHARE")
+      ->check(CLI::Range(0.01, 1.0));
+  // Between us and launch.cc.
+  app.add_option("--gpu-worker", flags.gpu_worker, "")->group("");
+  app.add_option("--gpu-worker-socket", flags.gpu_worker_socket, "")->group("");
   app.set_version_flag("--version", std::string("stillframed ") + STILLFRAME_VERSION);
 }
 
@@ -113,6 +126,7 @@ Status serve(const Flags& flags, spdlog::logger& log) {
                           .backend_factory = backend_factory(flags.io),
                           .instance_nonce = rng.next(),
                           .arena_bytes_max = flags.arena_bytes_max,
+                          .gpu_drain_share = flags.gpu_drain_share,
                           .keep_slots = std::chrono::seconds(flags.keep_slots_s)};
   const std::int64_t idle_exit_s =
       flags.idle_exit_s >= 0 ? flags.idle_exit_s : (flags.is_private ? 60 : 0);
@@ -140,12 +154,27 @@ Status find_socket(Flags& flags) {
   return ok();
 }
 
+int run_worker(const Flags& flags) {
+  raise_limits();
+  (void)std::signal(SIGPIPE, SIG_IGN);
+  const auto log = make_logger(flags.log_level);
+  auto served = run_gpu_worker({.gpu_uuid = flags.gpu_worker,
+                                .daemon_socket = UniqueFd(flags.gpu_worker_socket),
+                                .drain_share = flags.gpu_drain_share},
+                               *log);
+  if (served) return 0;
+  log->error("GPU worker of {} ends: {}", flags.gpu_worker, served.error().message());
+  log->flush();
+  std::_Exit(1);  // Without a word to the driver.
+}
+
 int run(int argc, char** argv) {
   CLI::App app("The Stillframe daemon: makes checkpoints of training processes durable.");
   Flags flags;
   declare(app, flags);
   CLI11_PARSE(app, argc, argv);
   (void)::umask(077);
+  if (!flags.gpu_worker.empty()) return run_worker(flags);
 
   auto found = find_socket(flags);
   if (found && flags.is_private && flags.report_fd < 0) {

@@ -131,6 +131,14 @@ class Run : public std::enable_shared_from_this<Run> {
   const std::vector<std::string>& warnings() const noexcept { return warnings_; }
   const IoThread& io() const noexcept { return *io_; }
   const RankArena* arena() const noexcept { return arena_.get(); }
+  const std::shared_ptr<RankArena>& shared_arena() const noexcept { return arena_; }
+  // As the trainer says, for status displays.
+  void set_lane(std::string lane, std::string reason) {
+    lane_ = std::move(lane);
+    lane_reason_ = std::move(reason);
+  }
+  const std::string& lane() const noexcept { return lane_; }
+  const std::string& lane_reason() const noexcept { return lane_reason_; }
   std::size_t active_save_count() const noexcept { return active_saves_.size(); }
   const std::optional<std::string>& last_error() const noexcept { return last_error_; }
   std::uint64_t durable_count() const noexcept { return durable_count_; }
@@ -167,6 +175,8 @@ class Run : public std::enable_shared_from_this<Run> {
   std::uint64_t trainer_generation_ = 0;  // Another value after each enter() and leave().
   TrainerOptions options_;
   std::shared_ptr<RankArena> arena_;
+  std::string lane_ = "host";
+  std::string lane_reason_;
   std::function<void(std::size_t)> on_slot_ready_;
   std::function<void()> on_slot_free_;
   std::optional<Offer> offer_;

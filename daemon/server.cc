@@ -25,6 +25,7 @@ Server::Server(Environment& environment, ServerOptions options, UniqueFd listene
       signals_(environment.context, SIGTERM, SIGINT),
       tasks_(environment.context),
       changed_(environment.context),
+      gpu_workers_(environment),
       started_ns_(environment.clock.monotonic_ns()) {}
 
 asio::awaitable<void> Server::run() {
@@ -33,6 +34,7 @@ asio::awaitable<void> Server::run() {
   tasks_.spawn(close_idle_runs());
   if (options_.idle_exit.count() > 0) tasks_.spawn(watch_idleness());
   co_await tasks_.join();
+  co_await gpu_workers_.close();
 
   for (auto& entry : runs_) {
     const std::shared_ptr<Run> run = entry.second;
@@ -122,6 +124,12 @@ Result<std::shared_ptr<Run>> Server::find_run(const std::string& path) {
   return found->second;
 }
 
+Task<GpuWorkers::Opened> Server::open_gpu_worker(std::string gpu_uuid,
+                                                 std::shared_ptr<RankArena> arena) {
+  auto opened = co_await gpu_workers_.open(std::move(gpu_uuid), std::move(arena));
+  co_return opened;
+}
+
 asio::awaitable<void> Server::close_idle_runs() {
   while (!is_stopping_) {
     std::shared_ptr<Run> idle;
@@ -163,6 +171,7 @@ std::string Server::status_json() {
                       .socket_path = options_.socket_path,
                       .is_private = options_.is_private,
                       .started_ns = started_ns_,
+                      .gpu_workers = gpu_workers_.pids(),
                       .sessions = {},
                       .runs = {}};
   for (const auto& session : sessions_) status.sessions.push_back(session.get());

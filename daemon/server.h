@@ -12,6 +12,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "daemon/environment.h"
+#include "daemon/gpu_workers.h"
 #include "daemon/run.h"
 #include "daemon/session.h"
 #include "daemon/task.h"
@@ -37,6 +38,8 @@ class Server final : public SessionHost {
 
   Task<std::shared_ptr<Run>> open_run(std::string path, bool force_filesystem) override;
   Result<std::shared_ptr<Run>> find_run(const std::string& path) override;
+  Task<GpuWorkers::Opened> open_gpu_worker(std::string gpu_uuid,
+                                           std::shared_ptr<RankArena> arena) override;
   std::string status_json() override;
 
  private:
@@ -58,6 +61,7 @@ class Server final : public SessionHost {
   TaskScope tasks_;
   Signal changed_;
   bool is_stopping_ = false;
+  GpuWorkers gpu_workers_;
   std::list<std::shared_ptr<Session>> sessions_;
   std::map<std::string, std::shared_ptr<Run>> runs_;
   std::set<std::string> busy_paths_;  // Runs being opened or closed.

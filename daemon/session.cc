@@ -32,6 +32,7 @@ namespace {
 constexpr std::uint32_t kSlotCountMax = 8;
 constexpr std::chrono::milliseconds kBusyTimeoutMax = std::chrono::minutes(10);
 constexpr std::size_t kRunPathBytesMax = 3000;
+constexpr std::size_t kLaneBytesMax = 512;
 constexpr std::chrono::seconds kHelloTimeout{5};
 
 // Tells the peer's end even when forked children still hold its socket open (SHM-15). Empty where
@@ -298,6 +299,22 @@ asio::awaitable<void> Session::handle(shm::Packet packet) {
       reply(std::move(answer));
       co_return;
     }
+    case wire::Body::OpenGpuWorker: {
+      auto answer = co_await open_gpu_worker(*body.AsOpenGpuWorker());
+      if (!answer) {
+        reply(std::move(answer).error());
+        co_return;
+      }
+      answer->message.request = id;
+      queue(std::move(answer->message), std::move(answer->fds));
+      co_return;
+    }
+    case wire::Body::LaneInUse: {
+      const wire::LaneInUseT& lane = *body.AsLaneInUse();
+      if (run_)
+        run_->set_lane(lane.lane.substr(0, kLaneBytesMax), lane.reason.substr(0, kLaneBytesMax));
+      co_return;
+    }
     case wire::Body::LendSlot: reply(lend_slot(*body.AsLendSlot())); co_return;
     case wire::Body::ReturnSlot:
       if (run_) run_->return_slot(body.AsReturnSlot()->slot);
@@ -335,11 +352,23 @@ asio::awaitable<void> Session::handle(shm::Packet packet) {
     case wire::Body::LendSlotReply:
     case wire::Body::Done:
     case wire::Body::StatusReply:
-    case wire::Body::SlotOffer: break;
+    case wire::Body::SlotOffer:
+    case wire::Body::GpuWorkerReply:
+    case wire::Body::ServeClient:
+    case wire::Body::GpuWorkerReady:
+    case wire::Body::GpuWorkerIdle:
+    case wire::Body::MakeGpuRing:
+    case wire::Body::GpuRingReply:
+    case wire::Body::DrainGpuRing:
+    case wire::Body::PlanGpu:
+    case wire::Body::LeaseGpu:
+    case wire::Body::CaptureGpu:
+    case wire::Body::GpuChunk:
+    case wire::Body::HurryGpu: break;
   }
-  environment_.log.warn("client pid={} dropped: it sent a message that only a daemon sends",
+  environment_.log.warn("client pid={} dropped: it sent a message that is not for a daemon",
                         peer_.pid);
-  stop("the client sent a daemon's message");
+  stop("the client sent a message that is not for a daemon");
 }
 
 Task<wire::MessageT> Session::attach(const wire::AttachT& request) {
@@ -581,6 +610,20 @@ Task<wire::MessageT> Session::settle(const wire::SettleT& request) {
   const catalog::Checkpoint* newest = run->contents().newest();
   answer.newest_sequence = newest == nullptr ? 0 : newest->manifest.sequence;
   co_return shm::make_message(0, std::move(answer));
+}
+
+Task<Session::Outgoing> Session::open_gpu_worker(const wire::OpenGpuWorkerT& request) {
+  if (!run_ || !plan_) co_return Error(Code::kInvalidArgument, "register a layout first");
+  std::string uuid = request.gpu_uuid;
+  std::shared_ptr<RankArena> arena = run_->shared_arena();
+  auto opened = co_await host_.open_gpu_worker(std::move(uuid), std::move(arena));
+  if (!opened) co_return std::move(opened).error();
+  Outgoing answer;
+  wire::GpuWorkerReplyT reply;
+  reply.pid = opened->pid;
+  answer.message = shm::make_message(0, std::move(reply));
+  answer.fds.push_back(std::move(opened->socket));
+  co_return answer;
 }
 
 Result<wire::MessageT> Session::lend_slot(const wire::LendSlotT& request) {

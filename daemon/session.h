@@ -11,6 +11,7 @@
 
 #include "base/result.h"
 #include "daemon/environment.h"
+#include "daemon/gpu_workers.h"
 #include "daemon/run.h"
 #include "daemon/snapshot_plan.h"
 #include "daemon/task.h"
@@ -27,6 +28,9 @@ class SessionHost {
   virtual Task<std::shared_ptr<Run>> open_run(std::string path, bool force_filesystem) = 0;
   // kNotFound: this daemon does not hold it.
   virtual Result<std::shared_ptr<Run>> find_run(const std::string& path) = 0;
+  // Contract: GpuWorkers::open().
+  virtual Task<GpuWorkers::Opened> open_gpu_worker(std::string gpu_uuid,
+                                                   std::shared_ptr<RankArena> arena) = 0;
   virtual std::string status_json() = 0;
 };
 
@@ -77,6 +81,7 @@ class Session : public std::enable_shared_from_this<Session> {
                                        std::vector<UniqueFd> fds);
   Status end_capture(const shm::wire::EndCaptureT& request);
   Task<shm::wire::MessageT> settle(const shm::wire::SettleT& request);
+  Task<Outgoing> open_gpu_worker(const shm::wire::OpenGpuWorkerT& request);
   Result<shm::wire::MessageT> lend_slot(const shm::wire::LendSlotT& request);
   // Beside the reading: the run's I/O thread may be in a save that ends only when this connection's
   // capture does.

@@ -34,7 +34,8 @@ json::object describe(const Run& run) {
                                      ? json::value(nullptr)
                                      : json::value(run.io().fallback_reason());
   object["has_trainer"] = run.has_trainer();
-  object["lane"] = "host";
+  object["lane"] = run.lane();
+  object["lane_reason"] = run.lane_reason();
   object["in_flight"] = run.active_save_count();
   object["durable"] = run.durable_count();
   object["failed"] = run.failed_count();
@@ -79,6 +80,9 @@ std::string to_json(const DaemonStatus& status) {
     clients.push_back(std::move(one));
   }
   object["clients"] = std::move(clients);
+  json::object workers;
+  for (const auto& [uuid, pid] : status.gpu_workers) workers[uuid] = pid;
+  object["gpu_workers"] = std::move(workers);
   object["truncated"] = false;
   object["runs"] = json::array();
   std::size_t bytes = json::serialize(object).size();

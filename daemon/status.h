@@ -1,6 +1,9 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,6 +19,7 @@ struct DaemonStatus {
   std::string socket_path;
   bool is_private = false;
   std::int64_t started_ns = 0;
+  std::map<std::string, pid_t> gpu_workers;  // By the UUID of their GPU.
   std::vector<const Session*> sessions;
   std::vector<const Run*> runs;
 };

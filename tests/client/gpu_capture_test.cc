@@ -158,10 +158,14 @@ TEST_F(GpuCapture, comes_back_or_says_why_whichever_call_of_the_driver_fails) {
 }
 
 // Every call of the driver that a first save makes, and every one of a later save, fails once.
-class FailingCall : public GpuCapture, public ::testing::WithParamInterface<bool> {};
+struct FailingSave {
+  bool is_first = false;
+  const char* lane = "";
+};
+class FailingCall : public GpuCapture, public ::testing::WithParamInterface<FailingSave> {};
 
 TEST_P(FailingCall, fails_the_save_with_a_reason_and_no_other) {
-  const bool is_first_save = GetParam();
+  const bool is_first_save = GetParam().is_first;
   const std::vector<Tensor> tensors = {
       {.place = Place::kGpu0, .bytes = 60'000, .is_lazy = true},
       {.place = Place::kGpu1, .bytes = 70'000, .is_lazy = true},
@@ -172,7 +176,7 @@ TEST_P(FailingCall, fails_the_save_with_a_reason_and_no_other) {
   std::uint64_t nth = 1;
   for (bool is_reached = true; is_reached; nth += kStride) {
     ASSERT_LT(nth, 1'000U);
-    auto& trainer = train(tensors);
+    auto& trainer = train(tensors, {.name = GetParam().lane});
     if (!is_first_save) {
       trainer.fill(1);
       ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
@@ -210,8 +214,14 @@ TEST_P(FailingCall, fails_the_save_with_a_reason_and_no_other) {
   EXPECT_GT(failed_count, 10U / kStride);
 }
 
-INSTANTIATE_TEST_SUITE_P(OfAFirstSave, FailingCall, ::testing::Values(true));
-INSTANTIATE_TEST_SUITE_P(OfALaterSave, FailingCall, ::testing::Values(false));
+INSTANTIATE_TEST_SUITE_P(OfAFirstSave, FailingCall,
+                         ::testing::Values(FailingSave{.is_first = true, .lane = "pinned"},
+                                           FailingSave{.is_first = true, .lane = "hbm"},
+                                           FailingSave{.is_first = true, .lane = "ipc"}));
+INSTANTIATE_TEST_SUITE_P(OfALaterSave, FailingCall,
+                         ::testing::Values(FailingSave{.is_first = false, .lane = "pinned"},
+                                           FailingSave{.is_first = false, .lane = "hbm"},
+                                           FailingSave{.is_first = false, .lane = "ipc"}));
 
 TEST_F(GpuCapture, on_a_broken_context_fails_for_good_and_the_host_goes_on) {
   may_leak_ = true;

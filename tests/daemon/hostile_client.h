@@ -37,6 +37,8 @@ class Peer {
     EXPECT_TRUE(channel) << channel.error().message();
     if (channel) channel_ = *std::move(channel);
   }
+  // At somebody else's than the daemon.
+  explicit Peer(UniqueFd socket) : channel_(std::move(socket)) {}
 
   // The request's number.
   template <class Body>
@@ -235,11 +237,12 @@ class Peer {
 class HostileClient : public ::testing::Test {
  protected:
   void SetUp() override {
-    daemon_ = std::make_unique<DaemonProcess>(scratch_.path("socket"));
+    daemon_ = std::make_unique<DaemonProcess>(scratch_.path("socket"), variables());
     ASSERT_TRUE(daemon_->wait_listening());
     good_ = std::make_unique<Trainer>(scratch_.path("good"), scratch_.path("socket"), 2);
     ASSERT_EQ(good_->attach(), SF_OK) << good_->error().message;
   }
+  virtual DaemonProcess::Variables variables() const { return {}; }
   // After whatever the test did.
   void TearDown() override {
     EXPECT_EQ(good_->save_durable(1), SF_OK) << good_->error().message;

@@ -142,7 +142,8 @@ INSTANTIATE_TEST_SUITE_P(Format, FuzzReplay,
 INSTANTIATE_TEST_SUITE_P(Shm, FuzzReplay,
                          testing::Values(Target{"control_message", control_message},
                                          Target{"layout_blob", layout_blob},
-                                         Target{"ring_records", ring_records}),
+                                         Target{"ring_records", ring_records},
+                                         Target{"gpu_plan", gpu_plan}),
                          [](const auto& each) { return std::string(each.param.name); });
 
 INSTANTIATE_TEST_SUITE_P(Cli, FuzzReplay, testing::Values(Target{"cli_address", cli_address}),

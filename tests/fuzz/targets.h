@@ -26,6 +26,8 @@ bool control_message(ConstBytes input);
 bool layout_blob(ConstBytes input);
 // A byte that chooses the ring's capacity; then a step of the tail and a record, again and again.
 bool ring_records(ConstBytes input);
+// u64 length of a slot, then the contents of a GPU plan's memfd.
+bool gpu_plan(ConstBytes input);
 // A RUN or CHECKPOINT argument of the command; "~" stands for a directory with some runs.
 bool cli_address(ConstBytes input);
 // A JSON document.

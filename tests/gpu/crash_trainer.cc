@@ -1,6 +1,6 @@
 // A trainer with tensors on GPUs that saves until it is killed.
 //
-//   gpu_crash_trainer RUN SOCKET FIRST_STEP
+//   gpu_crash_trainer RUN SOCKET FIRST_STEP LANE
 //
 // Says "begin N" before each save and "durable N" behind it.
 #include <cstdio>
@@ -12,13 +12,13 @@ namespace {
 
 using stillframe::testing::GpuTrainer;
 
-int run(const char* run_path, const char* socket_path, std::int64_t step) {
+int run(const char* run_path, const char* socket_path, std::int64_t step, const char* lane) {
   GpuTrainer trainer(run_path, socket_path, GpuTrainer::mixed_tensors());
   const auto fail = [&trainer](const char* doing) {
     std::fprintf(stderr, "gpu_crash_trainer: %s: %s\n", doing, trainer.error().message);
     return 1;
   };
-  if (trainer.attach() != SF_OK) return fail("attach");
+  if (trainer.attach({.name = lane}) != SF_OK) return fail("attach");
   trainer.fill(step);
   for (;; ++step) {
     std::printf("begin %lld\n", static_cast<long long>(step));
@@ -39,5 +39,5 @@ int run(const char* run_path, const char* socket_path, std::int64_t step) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return argc == 4 ? run(argv[1], argv[2], std::atoll(argv[3])) : 2;
+  return argc == 5 ? run(argv[1], argv[2], std::atoll(argv[3]), argv[4]) : 2;
 }

@@ -1,6 +1,5 @@
 // Tensors of GPUs through the public C ABI and a real daemon. Knows nothing of the driver: built
 // twice, for the simulated one and for a real GPU (scripts/gpu-bundle).
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -10,10 +9,10 @@
 
 #include <array>
 #include <chrono>
-#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
@@ -26,19 +25,31 @@
 namespace stillframe::testing {
 namespace {
 
-TEST_F(GpuLane, of_tensors_on_two_gpus_and_the_host_is_restored_bit_for_bit) {
+class EveryLane : public GpuLane, public ::testing::WithParamInterface<const char*> {
+ protected:
+  GpuTrainer& train(std::vector<Tensor> tensors, const Lane& wish = {}) {
+    Lane lane = wish;
+    lane.name = GetParam();
+    return GpuLane::train(std::move(tensors), lane);
+  }
+  bool is_in_use() {
+    const std::string wanted = std::string("\"lane\": \"") + GetParam() + '"';
+    return trainer_->describe().find(wanted) != std::string::npos;
+  }
+};
+
+TEST_P(EveryLane, of_tensors_on_two_gpus_and_the_host_is_restored_bit_for_bit) {
   auto& trainer = train(GpuTrainer::mixed_tensors());
   for (const std::int64_t step : {1, 2, 3}) {
     trainer.fill(step);
     ASSERT_EQ(trainer.save_durable(step), SF_OK) << trainer.error().message;
     EXPECT_EQ(trainer.judge_newest(step), "");
   }
-  EXPECT_NE(trainer.describe().find("\"lane\": \"pinned\""), std::string::npos)
-      << trainer.describe();
+  EXPECT_TRUE(is_in_use()) << trainer.describe();
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
-TEST_F(GpuLane, lazily_holds_what_the_streams_had_done_and_nothing_later) {
+TEST_P(EveryLane, lazily_holds_what_the_streams_had_done_and_nothing_later) {
   auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(0);
   for (std::int64_t step = 0; step < 6; ++step) {
@@ -47,7 +58,7 @@ TEST_F(GpuLane, lazily_holds_what_the_streams_had_done_and_nothing_later) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
-TEST_F(GpuLane, takes_its_place_in_a_stream_that_is_far_behind) {
+TEST_P(EveryLane, takes_its_place_in_a_stream_that_is_far_behind) {
   auto& trainer = train({{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
                          {.place = Place::kGpu0, .bytes = 200'000},
                          {.place = Place::kGpu0, .bytes = 900'000, .is_lazy = true},
@@ -60,7 +71,7 @@ TEST_F(GpuLane, takes_its_place_in_a_stream_that_is_far_behind) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
-TEST_F(GpuLane, of_any_layout_is_restored_bit_for_bit) {
+TEST_P(EveryLane, of_any_layout_is_restored_bit_for_bit) {
   auto random = format::seeded_generator();
   using format::pick;
   std::vector<Tensor> tensors;
@@ -86,13 +97,15 @@ TEST_F(GpuLane, of_any_layout_is_restored_bit_for_bit) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
-TEST_F(GpuLane, of_many_chunks_is_restored_bit_for_bit) {
-  for (const std::uint64_t window_bytes : {std::uint64_t{2} << 20, std::uint64_t{1}}) {
+TEST_P(EveryLane, of_many_chunks_is_restored_bit_for_bit) {
+  // Two extents of window or ring, and none of a window or five of a ring.
+  for (const Lane& lane : {Lane{.window_bytes = 2U << 20U, .ring_bytes = 2U << 20U},
+                           Lane{.window_bytes = 1, .ring_bytes = 5U << 20U}}) {
     auto& trainer = train({{.place = Place::kGpu0, .bytes = 5'000'000, .is_lazy = true},
                            {.place = Place::kHost, .bytes = 1'100'000, .is_lazy = true},
                            {.place = Place::kGpu1, .bytes = 300'000, .is_lazy = true},
                            {.place = Place::kGpu0, .bytes = 4'000'000, .is_lazy = true}},
-                          window_bytes);
+                          lane);
     trainer.fill(0);
     for (std::int64_t step = 0; step < 3; ++step) {
       ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
@@ -101,7 +114,53 @@ TEST_F(GpuLane, of_many_chunks_is_restored_bit_for_bit) {
   }
 }
 
-TEST_F(GpuLane, that_is_voided_leaves_the_gpus_idle_and_the_next_save_works) {
+TEST_P(EveryLane, follows_tensors_that_move) {
+  std::vector<Tensor> tensors = GpuTrainer::mixed_tensors();
+  tensors[3].allocator = GpuTrainer::Allocator::kShareable;
+  auto& trainer = train(std::move(tensors));
+  for (std::int64_t step = 0; step < 4; ++step) {
+    trainer.fill(step);
+    ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
+    trainer.wait_gpus();
+    trainer.move_tensors();
+  }
+  EXPECT_TRUE(is_in_use()) << trainer.describe();
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+// As a framework's allocator makes them that maps memory page by page.
+TEST_P(EveryLane, of_memory_with_descriptors_is_restored_bit_for_bit) {
+  std::vector<Tensor> tensors = GpuTrainer::mixed_tensors();
+  for (Tensor& tensor : tensors) tensor.allocator = GpuTrainer::Allocator::kShareable;
+  auto& trainer = train(std::move(tensors));
+  trainer.fill(0);
+  for (std::int64_t step = 0; step < 3; ++step) {
+    ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
+  }
+  EXPECT_TRUE(is_in_use()) << trainer.describe();
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+TEST_P(EveryLane, of_memory_that_is_private_is_captured_as_well) {
+  auto& trainer = train({{.place = Place::kGpu0,
+                          .bytes = 1'500'000,
+                          .is_lazy = true,
+                          .allocator = GpuTrainer::Allocator::kPrivate},
+                         {.place = Place::kGpu0, .bytes = 20'000, .is_lazy = true}});
+  trainer.fill(1);
+  ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  EXPECT_EQ(trainer.judge_newest(1), "");
+  if (std::string(GetParam()) == "ipc") {
+    EXPECT_NE(trainer.describe().find("no other process can open"), std::string::npos)
+        << trainer.describe();
+    EXPECT_FALSE(is_in_use());
+  } else {
+    EXPECT_TRUE(is_in_use()) << trainer.describe();
+  }
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+TEST_P(EveryLane, that_is_voided_leaves_the_gpus_idle_and_the_next_save_works) {
   auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);
   std::uint64_t ticket = 0;
@@ -115,7 +174,7 @@ TEST_F(GpuLane, that_is_voided_leaves_the_gpus_idle_and_the_next_save_works) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
-TEST_F(GpuLane, that_is_voided_reads_no_memory_any_more) {
+TEST_P(EveryLane, that_is_voided_reads_no_memory_any_more) {
   for (int round = 0; round < 8; ++round) {
     auto& trainer = train({{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
                            {.place = Place::kGpu1, .bytes = 1'500'000, .is_lazy = true}});
@@ -133,31 +192,28 @@ TEST_F(GpuLane, that_is_voided_reads_no_memory_any_more) {
   }
 }
 
-TEST_F(GpuLane, outlives_the_daemon) {
+TEST_P(EveryLane, outlives_the_daemon) {
   auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);
   std::uint64_t ticket = 0;
   ASSERT_EQ(trainer.begin_save(1, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
   daemon_->kill_now();
   EXPECT_EQ(trainer.publish(ticket), SF_UNAVAILABLE);
-  daemon_.emplace(directory_.path("socket"));
-  ASSERT_TRUE(daemon_->wait_listening());
+  start_daemon();
   trainer.fill(2);
   ASSERT_EQ(trainer.save_durable(2), SF_OK) << trainer.error().message;
   EXPECT_EQ(trainer.judge_newest(2), "");
+  EXPECT_TRUE(is_in_use()) << trainer.describe();
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
 // The environment, with this program's own driver found first.
-std::vector<std::string> environment_of_trainer() {
+std::vector<std::string> environment_of_trainer(const std::string& driver_folder) {
   std::vector<std::string> variables;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     if (!std::string(*entry).starts_with("LD_LIBRARY_PATH=")) variables.emplace_back(*entry);
   }
-  char folder[PATH_MAX] = {};
-  void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY);
-  check(driver != nullptr && ::dlinfo(driver, RTLD_DI_ORIGIN, folder) == 0, "there is a driver");
-  variables.push_back(std::string("LD_LIBRARY_PATH=") + folder);
+  variables.push_back(std::string("LD_LIBRARY_PATH=") + driver_folder);
   return variables;
 }
 
@@ -166,16 +222,20 @@ struct Killed {
   std::int64_t begun = -1;
   std::int64_t durable = -1;
 };
-Killed run_and_kill(const std::string& run_path, const std::string& socket_path,
-                    std::int64_t first_step, std::chrono::microseconds after) {
+struct Killing {
+  std::string run_path;
+  std::string socket_path;
+  std::string lane;
+  std::string driver_folder;
+};
+Killed run_and_kill(Killing killing, std::int64_t first_step, std::chrono::microseconds after) {
   std::string program =
       (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "gpu_crash_trainer")
           .string();
-  std::string run = run_path;
-  std::string socket = socket_path;
   std::string step = std::to_string(first_step);
-  char* argv[] = {program.data(), run.data(), socket.data(), step.data(), nullptr};
-  std::vector<std::string> variables = environment_of_trainer();
+  char* argv[] = {program.data(), killing.run_path.data(), killing.socket_path.data(),
+                  step.data(),    killing.lane.data(),     nullptr};
+  std::vector<std::string> variables = environment_of_trainer(killing.driver_folder);
   std::vector<char*> envp;
   for (std::string& variable : variables) envp.push_back(variable.data());
   envp.push_back(nullptr);
@@ -207,14 +267,18 @@ Killed run_and_kill(const std::string& run_path, const std::string& socket_path,
   return killed;
 }
 
-TEST_F(GpuLane, of_a_trainer_that_is_killed_loses_only_the_save_it_was_in) {
+TEST_P(EveryLane, of_a_trainer_that_is_killed_loses_only_the_save_it_was_in) {
   auto random = format::seeded_generator();
   const char* const wish = std::getenv("STILLFRAME_KILLS");
   const int round_count = wish != nullptr ? std::atoi(wish) : 6;
   std::int64_t step = 0;
   for (int round = 0; round < round_count; ++round) {
-    const Killed killed = run_and_kill(directory_.path("run"), directory_.path("socket"), step,
-                                       std::chrono::microseconds(format::pick(random, 60'000)));
+    const Killed killed =
+        run_and_kill({.run_path = directory_.path("run"),
+                      .socket_path = directory_.path("socket"),
+                      .lane = GetParam(),
+                      .driver_folder = driver_folder()},
+                     step, std::chrono::microseconds(format::pick(random, 60'000)));
     ASSERT_GE(killed.durable, step) << "round " << round;
     // The next one takes the run over, and waits for what was captured.
     auto& trainer = train(GpuTrainer::mixed_tensors());
@@ -232,7 +296,7 @@ TEST_F(GpuLane, of_a_trainer_that_is_killed_loses_only_the_save_it_was_in) {
   std::printf("killed %d trainers\n", round_count);
 }
 
-TEST_F(GpuLane, comes_back_to_the_gpus_from_memory_and_from_the_drive) {
+TEST_P(EveryLane, comes_back_to_the_gpus_from_memory_and_from_the_drive) {
   auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
@@ -248,7 +312,7 @@ TEST_F(GpuLane, comes_back_to_the_gpus_from_memory_and_from_the_drive) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
-TEST_F(GpuLane, damaged_on_the_drive_never_reaches_a_gpu) {
+TEST_P(EveryLane, damaged_on_the_drive_never_reaches_a_gpu) {
   auto& trainer =
       train({{.place = Place::kGpu0, .bytes = 2'000'000}, {.place = Place::kGpu1, .bytes = 1'000}});
   trainer.fill(1);
@@ -274,6 +338,151 @@ TEST_F(GpuLane, damaged_on_the_drive_never_reaches_a_gpu) {
   }
   EXPECT_EQ(trainer.close(), SF_OK);
 }
+
+INSTANTIATE_TEST_SUITE_P(Pinned, EveryLane, ::testing::Values("pinned"));
+INSTANTIATE_TEST_SUITE_P(Hbm, EveryLane, ::testing::Values("hbm"));
+INSTANTIATE_TEST_SUITE_P(Ipc, EveryLane, ::testing::Values("ipc"));
+
+// --- The worker of a GPU -------------------------------------------------------------------------
+
+class GpuWorker : public GpuLane, public ::testing::WithParamInterface<const char*> {
+ protected:
+  // Saves once, so that there is a worker; its pid.
+  pid_t start_worker(GpuTrainer& trainer, std::int64_t step) {
+    trainer.fill(step);
+    EXPECT_EQ(trainer.save_durable(step), SF_OK) << trainer.error().message;
+    EXPECT_EQ(trainer.judge_newest(step), "");
+    const pid_t pid = worker_pid();
+    EXPECT_GT(pid, 0) << trainer.describe();
+    return pid;
+  }
+  static std::vector<Tensor> tensors_of_a_gpu() {
+    return {{.place = Place::kGpu0, .bytes = 3'500'000, .is_lazy = true},
+            {.place = Place::kHost, .bytes = 4},
+            {.place = Place::kGpu0, .bytes = 2'700'001, .is_lazy = true}};
+  }
+};
+
+TEST_P(GpuWorker, that_dies_between_saves_is_replaced_before_the_next) {
+  auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
+  const pid_t first = start_worker(trainer, 1);
+  (void)::kill(first, SIGKILL);
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_NE(start_worker(trainer, 2), first);
+  EXPECT_NE(trainer.describe().find(std::string("\"lane\": \"") + GetParam()), std::string::npos)
+      << trainer.describe();
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+TEST_P(GpuWorker, that_dies_during_a_copy_fails_that_save_within_a_second_and_no_other) {
+  auto random = format::seeded_generator();
+  const char* const wish = std::getenv("STILLFRAME_KILLS");
+  const int round_count = wish != nullptr ? std::atoi(wish) : 6;
+  int failed_count = 0;
+  for (int round = 0; round < round_count; ++round) {
+    // The daemon gives a GPU up whose worker dies again and again.
+    if (round > 0) {
+      daemon_->kill_now();
+      start_daemon();
+    }
+    auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
+    const pid_t pid = start_worker(trainer, 3 * round);
+    trainer.fill(3 * round + 1);
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(3 * round + 1, SF_CAPTURE_LAZY, &ticket), SF_OK)
+        << trainer.error().message;
+    std::this_thread::sleep_for(std::chrono::microseconds(format::pick(random, 80'000)));
+    (void)::kill(pid, SIGKILL);
+    const auto begin = std::chrono::steady_clock::now();
+    const int published = trainer.publish(ticket);
+    const std::string reason = trainer.error().message;
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1));
+    if (published != SF_OK) {
+      ++failed_count;
+      EXPECT_EQ(published, SF_UNAVAILABLE);
+      EXPECT_NE(reason.find("the GPU worker was lost"), std::string::npos) << reason;
+      EXPECT_EQ(trainer.judge_newest(3 * round), "");
+    } else {
+      ASSERT_EQ(trainer.wait_durable(ticket), SF_OK);
+      EXPECT_EQ(trainer.judge_newest(3 * round + 1), "");
+    }
+    EXPECT_NE(start_worker(trainer, 3 * round + 2), pid);
+    EXPECT_EQ(trainer.close(), SF_OK);
+    trainer_.reset();
+  }
+  std::printf("killed %d workers, %d saves failed\n", round_count, failed_count);
+}
+
+TEST_P(GpuWorker, that_is_stopped_does_not_hold_the_trainer_for_ever) {
+  auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
+  // Once for each slot, which a worker may take long for.
+  const pid_t pid = start_worker(trainer, 1);
+  EXPECT_EQ(start_worker(trainer, 2), pid);
+  (void)::kill(pid, SIGSTOP);
+  trainer.fill(3);
+  std::uint64_t ticket = 0;
+  ASSERT_EQ(trainer.begin_save(3, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+  EXPECT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
+  trainer.fill(4);
+  sf_error error{};
+  EXPECT_EQ(sf_capture_wait(trainer.session(), ticket, 200, 1, &error), SF_TIMEOUT);
+  if (std::string(GetParam()) == "hbm") {
+    ASSERT_EQ(sf_capture_void(trainer.session(), ticket, 0, "it takes too long", &error), SF_OK);
+  } else {
+    // The trainer's streams wait for it, but not for ever.
+    EXPECT_EQ(trainer.publish(ticket), SF_UNAVAILABLE);
+    EXPECT_NE(std::string(trainer.error().message).find("said nothing for 5 s"), std::string::npos)
+        << trainer.error().message;
+  }
+  trainer.wait_gpus();
+  (void)::kill(pid, SIGKILL);
+  EXPECT_NE(start_worker(trainer, 5), pid);
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+TEST_P(GpuWorker, ends_when_its_last_client_has_gone) {
+  auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
+  const pid_t pid = start_worker(trainer, 1);
+  EXPECT_EQ(trainer.close(), SF_OK);
+  trainer_.reset();
+  for (int i = 0; i < 500 && ::kill(pid, 0) == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_NE(::kill(pid, 0), 0);
+  EXPECT_EQ(worker_pid(), 0);
+}
+
+TEST_P(GpuWorker, ends_with_the_daemon) {
+  auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
+  const pid_t pid = start_worker(trainer, 1);
+  EXPECT_EQ(daemon_->stop(), 0);
+  EXPECT_NE(::kill(pid, 0), 0);
+}
+
+TEST_P(GpuWorker, serves_several_trainers_at_once) {
+  std::vector<std::unique_ptr<GpuTrainer>> trainers;
+  for (int i = 0; i < 3; ++i) {
+    trainers.push_back(std::make_unique<GpuTrainer>(directory_.path("run") + std::to_string(i),
+                                                    directory_.path("socket"), tensors_of_a_gpu()));
+    ASSERT_EQ(trainers.back()->attach({.name = GetParam(), .ring_bytes = 4U << 20U}), SF_OK);
+  }
+  for (std::int64_t step = 0; step < 3; ++step) {
+    std::vector<std::uint64_t> tickets;
+    for (auto& trainer : trainers) {
+      trainer->fill(step);
+      ASSERT_EQ(trainer->begin_save(step, SF_CAPTURE_LAZY, &tickets.emplace_back()), SF_OK);
+    }
+    for (std::size_t i = 0; i < trainers.size(); ++i) {
+      ASSERT_EQ(trainers[i]->publish(tickets[i]), SF_OK) << trainers[i]->error().message;
+      ASSERT_EQ(trainers[i]->wait_durable(tickets[i]), SF_OK);
+      EXPECT_EQ(trainers[i]->judge_newest(step), "");
+    }
+  }
+  for (auto& trainer : trainers) EXPECT_EQ(trainer->close(), SF_OK);
+}
+
+INSTANTIATE_TEST_SUITE_P(Hbm, GpuWorker, ::testing::Values("hbm"));
+INSTANTIATE_TEST_SUITE_P(Ipc, GpuWorker, ::testing::Values("ipc"));
 
 }  // namespace
 }  // namespace stillframe::testing

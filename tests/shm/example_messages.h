@@ -117,6 +117,87 @@ inline wire::MessageT example_message(wire::Body kind) {
       body.sequence = 13;
       return make_message(kRequest, std::move(body));
     }
+    case wire::Body::OpenGpuWorker: {
+      wire::OpenGpuWorkerT body;
+      body.gpu_uuid = "GPU-01234567-89ab-cdef-0123-456789abcdef";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::GpuWorkerReply: {
+      wire::GpuWorkerReplyT body;
+      body.pid = 4711;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::LaneInUse: {
+      wire::LaneInUseT body;
+      body.lane = "hbm";
+      body.reason = "it was asked for";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::ServeClient: {
+      wire::ServeClientT body;
+      body.arena_bytes = std::uint64_t{1} << 34;
+      body.slot_bytes = std::uint64_t{1} << 33;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::GpuWorkerReady: {
+      wire::GpuWorkerReadyT body;
+      body.failure = std::make_unique<wire::FailureT>();
+      body.failure->code = 3;
+      body.failure->native = 100;
+      body.failure->message = "no NVIDIA driver";
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::GpuWorkerIdle: {
+      wire::GpuWorkerIdleT body;
+      body.served_count = 3;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::MakeGpuRing: {
+      wire::MakeGpuRingT body;
+      body.bytes = std::uint64_t{1} << 33;
+      body.bytes_min = std::uint64_t{1} << 27;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::GpuRingReply: {
+      wire::GpuRingReplyT body;
+      body.bytes = std::uint64_t{1} << 32;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::DrainGpuRing: {
+      wire::DrainGpuRingT body;
+      body.ring_offset = 4096;
+      body.arena_offset = std::uint64_t{1} << 33;
+      body.bytes = std::uint64_t{1} << 26;
+      body.is_hurried = true;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::PlanGpu: {
+      wire::PlanGpuT body;
+      body.plan_bytes = 640;
+      body.words_bytes = 4096;
+      body.word = 7;
+      body.ring_bytes = std::uint64_t{1} << 30;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::LeaseGpu: {
+      wire::LeaseGpuT body;
+      body.handles.assign(64, 0x5a);
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::CaptureGpu: {
+      wire::CaptureGpuT body;
+      body.arena_offset = std::uint64_t{1} << 33;
+      body.fence_value = 9;
+      body.is_trial = true;
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::GpuChunk: {
+      wire::GpuChunkT body;
+      body.chunk = 2;
+      body.hashes = {0x0123456789abcdef, 1};
+      return make_message(kRequest, std::move(body));
+    }
+    case wire::Body::HurryGpu: return make_message(kRequest, wire::HurryGpuT());
     case wire::Body::EndCapture: {
       wire::EndCaptureT body;
       body.ticket = 6;

@@ -7,8 +7,15 @@
 //
 // The driver runs kernels of kernels/ on the CPU, streams as threads with random pauses, device
 // memory where the host cannot touch it. What real CUDA leaves undefined ends the process with a
-// message: memory that is no allocation's or was freed, a handle that was destroyed. The number of
-// GPUs is $STILLFRAME_SIMULATED_GPUS, else 2.
+// message: memory that is no allocation's or was freed, a handle that was destroyed. Memory that is
+// shared is a memfd, so that it crosses processes.
+//
+// From the environment, for processes that no test can call as well:
+//   STILLFRAME_SIMULATED_GPUS    how many there are, else 2
+//   STILLFRAME_SIMULATED_BYTES   as simulated_cuda_limit()
+//   STILLFRAME_SIMULATED_FAULT   CALL:NTH:RESULT:STICKY, as simulated_cuda_fail(); any: each call
+//   STILLFRAME_SIMULATED_ZEROS   when set, an allocation of another process reads as zeros
+//   CUDA_VISIBLE_DEVICES         numbers or UUIDs
 extern "C" {
 
 struct simulated_cuda_counts {

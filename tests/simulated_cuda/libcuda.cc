@@ -3,9 +3,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "tests/simulated_cuda/control.h"
@@ -50,7 +53,8 @@ constexpr int kGpusMax = 8;
 struct Machine {
   sim::Memory memory;
   std::mutex mutex;
-  int gpu_count = 2;
+  int gpu_count = 2;          // Of this process.
+  int places[kGpusMax] = {};  // Which of the machine's each of them is.
   bool is_started = false;
   CUctx_st contexts[kGpusMax];
   std::unique_ptr<CUstream_st> default_streams[kGpusMax];
@@ -67,12 +71,61 @@ struct Machine {
   int broken = 0;  // A sticky error.
 };
 
+// As cuDeviceGetUuid() gives it.
+std::string uuid_text(int place) {
+  std::string text = "GPU-";
+  for (int i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    text += "5";
+    text += std::to_string(place);  // Below kGpusMax.
+  }
+  return text;
+}
+
+// CUDA_VISIBLE_DEVICES: numbers or UUIDs; the first that is neither ends the list.
+void see(Machine& all, std::string_view list) {
+  int seen = 0;
+  while (seen < kGpusMax) {
+    const std::string_view word = list.substr(0, list.find(','));
+    int place = 0;
+    while (place < all.gpu_count && word != uuid_text(place) && word != std::to_string(place)) {
+      ++place;
+    }
+    if (place == all.gpu_count) break;
+    all.places[seen++] = place;
+    if (word.size() == list.size()) break;
+    list.remove_prefix(word.size() + 1);
+  }
+  all.gpu_count = seen;
+}
+
+// What simulated_cuda_fail() is told: "CALL:NTH:RESULT:STICKY".
+void plan(Machine& all, const std::string& fault) {
+  char call[64] = {};
+  unsigned long long nth = 0;
+  int result = 0;
+  int is_sticky = 0;
+  if (std::sscanf(fault.c_str(), "%63[^:]:%llu:%d:%d", call, &nth, &result, &is_sticky) != 4) {
+    sim::violate("STILLFRAME_SIMULATED_FAULT=" + fault + ": not CALL:NTH:RESULT:STICKY");
+  }
+  all.fail_call = std::strcmp(call, "any") == 0 ? "" : call;
+  all.fail_in = nth;
+  all.fail_result = result;
+  all.fail_is_sticky = is_sticky != 0;
+}
+
 Machine& machine() {
   static Machine* const made = [] {
     auto* const fresh = new Machine;
     if (const char* const count = std::getenv("STILLFRAME_SIMULATED_GPUS")) {
       fresh->gpu_count = std::min(std::atoi(count), kGpusMax);
     }
+    for (int i = 0; i < kGpusMax; ++i) fresh->places[i] = i;
+    if (const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES")) see(*fresh, visible);
+    if (const char* const bytes = std::getenv("STILLFRAME_SIMULATED_BYTES")) {
+      fresh->memory.limit(std::strtoull(bytes, nullptr, 10));
+    }
+    if (const char* const fault = std::getenv("STILLFRAME_SIMULATED_FAULT")) plan(*fresh, fault);
     for (int i = 0; i < kGpusMax; ++i) fresh->contexts[i].ordinal = i;
     return fresh;
   }();
@@ -188,7 +241,7 @@ CONTROL simulated_cuda_counts simulated_cuda_count() {
                                   .launches = all.launches};
   const std::lock_guard lock(all.mutex);
   counts.calls = all.calls;
-  counts.handles = all.handles.size();
+  counts.handles = all.handles.size() + all.memory.shared_count();
   return counts;
 }
 
@@ -243,7 +296,7 @@ ENTRY cuDeviceGetName(char* name, int length, CUdevice) {
 
 ENTRY cuDeviceGetUuid(CUuuid* uuid, CUdevice device) {
   ENTER("cuDeviceGetUuid");
-  std::memset(uuid->bytes, 0x50 + device, sizeof uuid->bytes);
+  std::memset(uuid->bytes, 0x50 + machine().places[device], sizeof uuid->bytes);
   return CUDA_SUCCESS;
 }
 
@@ -454,8 +507,9 @@ ENTRY cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attributes
                              CUdeviceptr address) {
   ENTER("cuPointerGetAttributes");
   sim::Allocation found;
-  const bool is_known =
-      machine().memory.look_up(address, found) && found.kind == sim::Allocation::Kind::kDevice;
+  const bool is_known = machine().memory.look_up(address, found) &&
+                        found.kind != sim::Allocation::Kind::kHost &&
+                        found.kind != sim::Allocation::Kind::kRegistered;
   for (unsigned int i = 0; i < count; ++i) {
     switch (attributes[i]) {
       case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
@@ -474,9 +528,144 @@ ENTRY cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attributes
       case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
         *static_cast<std::size_t*>(values[i]) = found.bytes;
         break;
+      case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+        *static_cast<unsigned int*>(values[i]) =
+            is_known && found.kind == sim::Allocation::Kind::kDevice ? 1 : 0;
+        break;
+      case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
+        *static_cast<unsigned long long*>(values[i]) =
+            found.shared && found.shared->may_be_shared
+                ? static_cast<unsigned long long>(CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+                : 0U;
+        break;
       default: return CUDA_ERROR_INVALID_VALUE;
     }
   }
+  return CUDA_SUCCESS;
+}
+
+// --- Memory that crosses processes
+// ----------------------------------------------------------------
+
+namespace {
+constexpr std::size_t kShareUnit = std::size_t{2} << 20;
+}
+
+ENTRY cuMemGetInfo(std::size_t* free_bytes, std::size_t* bytes) {
+  ENTER_WITH_CONTEXT("cuMemGetInfo");
+  *bytes = machine().memory.limit();
+  *free_bytes = *bytes - std::min<std::size_t>(*bytes, machine().memory.device_bytes());
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuMemGetAllocationGranularity(std::size_t* unit, const CUmemAllocationProp*,
+                                    CUmemAllocationGranularity_flags) {
+  ENTER("cuMemGetAllocationGranularity");
+  *unit = kShareUnit;
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuMemCreate(CUmemGenericAllocationHandle* memory, std::size_t bytes,
+                  const CUmemAllocationProp* wanted, unsigned long long) {
+  ENTER("cuMemCreate");
+  if (bytes == 0 || bytes % kShareUnit != 0 || !is_ordinal(wanted->location.id)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  *memory = machine().memory.make_shared(
+      wanted->location.id, bytes,
+      (wanted->requestedHandleTypes & CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0);
+  return *memory == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+ENTRY cuMemRelease(CUmemGenericAllocationHandle memory) {
+  if (!machine().memory.release_shared(memory)) {
+    sim::violate("cuMemRelease of what was released");
+  }
+  return enter("cuMemRelease");
+}
+
+ENTRY cuMemExportToShareableHandle(void* exported, CUmemGenericAllocationHandle memory,
+                                   CUmemAllocationHandleType type, unsigned long long) {
+  ENTER("cuMemExportToShareableHandle");
+  const auto shared = machine().memory.find_shared(memory);
+  if (!shared || !shared->may_be_shared || type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  const int fd = ::dup(shared->fd);
+  std::memcpy(exported, &fd, sizeof fd);
+  return fd < 0 ? CUDA_ERROR_OPERATING_SYSTEM : CUDA_SUCCESS;
+}
+
+ENTRY cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* memory, void* exported,
+                                     CUmemAllocationHandleType) {
+  ENTER_WITH_CONTEXT("cuMemImportFromShareableHandle");
+  *memory = machine().memory.take_shared(
+      static_cast<int>(reinterpret_cast<std::intptr_t>(exported)), pushed.back()->ordinal);
+  return *memory == 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+ENTRY cuMemAddressReserve(CUdeviceptr* address, std::size_t bytes, std::size_t, CUdeviceptr,
+                          unsigned long long) {
+  ENTER("cuMemAddressReserve");
+  if (bytes == 0 || bytes % kShareUnit != 0) return CUDA_ERROR_INVALID_VALUE;
+  *address = machine().memory.reserve(bytes);
+  return CUDA_SUCCESS;
+}
+
+ENTRY cuMemAddressFree(CUdeviceptr address, std::size_t bytes) {
+  machine().memory.unreserve(address, bytes);
+  return enter("cuMemAddressFree");
+}
+
+ENTRY cuMemMap(CUdeviceptr address, std::size_t bytes, std::size_t,
+               CUmemGenericAllocationHandle memory, unsigned long long) {
+  ENTER("cuMemMap");
+  return machine().memory.map_shared(address, bytes, memory) ? CUDA_SUCCESS
+                                                             : CUDA_ERROR_INVALID_VALUE;
+}
+
+ENTRY cuMemUnmap(CUdeviceptr address, std::size_t bytes) {
+  machine().memory.unmap_shared(address, bytes);
+  return enter("cuMemUnmap");
+}
+
+ENTRY cuMemSetAccess(CUdeviceptr address, std::size_t bytes, const CUmemAccessDesc*, std::size_t) {
+  ENTER("cuMemSetAccess");
+  return machine().memory.allow(address, bytes) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+ENTRY cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* memory, void* address) {
+  ENTER("cuMemRetainAllocationHandle");
+  *memory = machine().memory.find_shared_at(reinterpret_cast<CUdeviceptr>(address));
+  return *memory == 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+ENTRY cuIpcGetMemHandle(CUipcMemHandle* handle, CUdeviceptr data) {
+  ENTER_WITH_CONTEXT("cuIpcGetMemHandle");
+  return machine().memory.name(data, *handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+ENTRY cuIpcOpenMemHandle(CUdeviceptr* data, CUipcMemHandle handle, unsigned int) {
+  ENTER_WITH_CONTEXT("cuIpcOpenMemHandle");
+  *data = machine().memory.open(handle, pushed.back()->ordinal);
+  return *data == 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+ENTRY cuIpcCloseMemHandle(CUdeviceptr data) {
+  machine().memory.close(data);
+  return enter("cuIpcCloseMemHandle");
+}
+
+ENTRY cuStreamWaitValue32(CUstream stream, CUdeviceptr address, cuuint32_t value,
+                          unsigned int flags) {
+  ENTER_WITH_CONTEXT("cuStreamWaitValue32");
+  if (flags != CU_STREAM_WAIT_VALUE_GEQ) return CUDA_ERROR_NOT_SUPPORTED;
+  const sim::Allocation found = machine().memory.find(address, sizeof value, "a stream's wait");
+  auto* const word =
+      reinterpret_cast<std::atomic<cuuint32_t>*>(found.memory + (address - found.begin));
+  stream_of(stream).stream.enqueue([word, value] {
+    while (static_cast<std::int32_t>(word->load() - value) < 0) ::usleep(20);
+  });
   return CUDA_SUCCESS;
 }
 

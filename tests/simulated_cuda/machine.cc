@@ -1,10 +1,15 @@
 #include "tests/simulated_cuda/machine.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 namespace stillframe::simulated_cuda {
@@ -24,7 +29,35 @@ void* map(std::size_t bytes, int protection) {
   return address;
 }
 
+// Made by this process and still there.
+std::atomic<std::uint64_t> shared_bytes = 0;
+
+constexpr std::size_t kOpenersCount = 1U << 16U;
+constexpr std::size_t kOpenersBytes = kOpenersCount * sizeof(std::atomic<pid_t>);
+
+void* map_file(int fd, std::uint64_t offset, std::size_t bytes) {
+  void* const address = ::mmap(nullptr, whole_pages(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                               static_cast<off_t>(offset));
+  if (address == MAP_FAILED) violate("the machine has no memory left");
+  return address;
+}
+
 }  // namespace
+
+SharedMemory::SharedMemory(int its_fd, int its_ordinal, std::size_t its_bytes, bool is_ours,
+                           bool it_may_be_shared)
+    : fd(its_fd),
+      ordinal(its_ordinal),
+      bytes(its_bytes),
+      is_made_here(is_ours),
+      may_be_shared(it_may_be_shared) {
+  if (is_made_here) shared_bytes += bytes;
+}
+
+SharedMemory::~SharedMemory() {
+  (void)::close(fd);
+  if (is_made_here) shared_bytes -= bytes;
+}
 
 void violate(const std::string& what) {
   std::fprintf(stderr, "simulated CUDA: %s\n", what.c_str());
@@ -39,7 +72,8 @@ CUdeviceptr Memory::add(Allocation allocation) {
   allocation.begin = reinterpret_cast<CUdeviceptr>(map(allocation.bytes, PROT_NONE));
   allocation.id = next_id_++;
   by_address_[allocation.begin] = allocation;
-  if (allocation.kind != Allocation::Kind::kDevice) {
+  if (allocation.kind == Allocation::Kind::kHost ||
+      allocation.kind == Allocation::Kind::kRegistered) {
     by_host_[allocation.memory] = allocation.begin;
   }
   return allocation.begin;
@@ -47,17 +81,40 @@ CUdeviceptr Memory::add(Allocation allocation) {
 
 void Memory::remove(CUdeviceptr begin) {
   const auto found = by_address_.find(begin);
-  by_host_.erase(found->second.memory);
+  if (const auto host = by_host_.find(found->second.memory);
+      host != by_host_.end() && host->second == begin) {
+    by_host_.erase(host);
+  }
   by_address_.erase(found);
+}
+
+// The first pages say for each allocation which other process has it open.
+int Memory::heap_locked() {
+  if (heap_ >= 0) return heap_;
+  heap_ = ::memfd_create("simulated-gpu-heap", MFD_CLOEXEC);
+  heap_used_ = kOpenersBytes;
+  if (heap_ < 0 || ::ftruncate(heap_, static_cast<off_t>(kOpenersBytes)) != 0) {
+    violate("the machine has no memory left");
+  }
+  openers_ = static_cast<std::atomic<pid_t>*>(map_file(heap_, 0, kOpenersBytes));
+  return heap_;
 }
 
 CUdeviceptr Memory::allocate(int ordinal, std::size_t bytes) {
   if (device_bytes() + bytes > limit_) return 0;
   const std::lock_guard lock(mutex_);
+  const int heap = heap_locked();
+  const std::uint64_t offset = heap_used_;
+  heap_used_ += whole_pages(bytes);
+  if (::ftruncate(heap, static_cast<off_t>(heap_used_)) != 0) {
+    violate("the machine has no memory left");
+  }
   return add({.kind = Allocation::Kind::kDevice,
               .ordinal = ordinal,
               .bytes = bytes,
-              .memory = static_cast<std::byte*>(map(bytes, PROT_READ | PROT_WRITE))});
+              .memory = static_cast<std::byte*>(map_file(heap, offset, bytes)),
+              .heap_offset = offset,
+              .opened_by = openers_ + next_id_ % kOpenersCount});
 }
 
 void Memory::free(CUdeviceptr begin) {
@@ -66,8 +123,93 @@ void Memory::free(CUdeviceptr begin) {
   if (found == by_address_.end() || found->second.kind != Allocation::Kind::kDevice) {
     violate("cuMemFree of what is no allocation");
   }
-  (void)::munmap(found->second.memory, whole_pages(found->second.bytes));
+  const Allocation& freed = found->second;
+  const pid_t opener = *freed.opened_by;
+  if (opener != 0 && ::kill(opener, 0) == 0) {
+    violate("cuMemFree of an allocation that another process has open");
+  }
+  (void)::munmap(freed.memory, whole_pages(freed.bytes));
+  (void)::fallocate(heap_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                    static_cast<off_t>(freed.heap_offset),
+                    static_cast<off_t>(whole_pages(freed.bytes)));
   remove(begin);
+}
+
+namespace {
+
+// What a handle says.
+struct Named {
+  pid_t pid = 0;
+  int heap = -1;
+  std::uint64_t offset = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t opener = 0;
+};
+
+}  // namespace
+
+bool Memory::name(CUdeviceptr begin, CUipcMemHandle& handle) {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_address_.find(begin);
+  if (found == by_address_.end() || found->second.kind != Allocation::Kind::kDevice) return false;
+  const Named named = {.pid = ::getpid(),
+                       .heap = heap_,
+                       .offset = found->second.heap_offset,
+                       .bytes = found->second.bytes,
+                       .opener = static_cast<std::uint64_t>(found->second.opened_by - openers_)};
+  static_assert(sizeof named <= sizeof handle.reserved);
+  std::memcpy(handle.reserved, &named, sizeof named);
+  return true;
+}
+
+CUdeviceptr Memory::open(const CUipcMemHandle& handle, int ordinal) {
+  Named named;
+  std::memcpy(&named, handle.reserved, sizeof named);
+  if (named.pid == ::getpid()) violate("a handle is opened in the process that made it");
+  const std::string path =
+      "/proc/" + std::to_string(named.pid) + "/fd/" + std::to_string(named.heap);
+  char link[64] = {};
+  if (::readlink(path.c_str(), link, sizeof link - 1) < 0) return 0;
+  if (std::string(link).find("memfd:simulated-gpu-heap") == std::string::npos) return 0;
+  if (named.opener >= kOpenersCount || named.bytes == 0) return 0;
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return 0;
+  auto* const openers = static_cast<std::atomic<pid_t>*>(map_file(fd, 0, kOpenersBytes));
+  // A driver that gives zeros instead, as was seen of real ones.
+  const bool gives_zeros = std::getenv("STILLFRAME_SIMULATED_ZEROS") != nullptr;
+  auto* const memory =
+      static_cast<std::byte*>(gives_zeros ? map(named.bytes, PROT_READ | PROT_WRITE)
+                                          : map_file(fd, named.offset, named.bytes));
+  (void)::close(fd);
+  openers[named.opener] = ::getpid();
+  const std::lock_guard lock(mutex_);
+  return add({.kind = Allocation::Kind::kOpened,
+              .ordinal = ordinal,
+              .bytes = named.bytes,
+              .memory = memory,
+              .heap_offset = named.opener,
+              .opened_by = openers});
+}
+
+void Memory::close(CUdeviceptr begin) {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_address_.find(begin);
+  if (found == by_address_.end() || found->second.kind != Allocation::Kind::kOpened) {
+    violate("cuIpcCloseMemHandle of what is not open");
+  }
+  const Allocation& opened = found->second;
+  opened.opened_by[opened.heap_offset] = 0;
+  (void)::munmap(opened.memory, whole_pages(opened.bytes));
+  (void)::munmap(opened.opened_by, kOpenersBytes);
+  remove(begin);
+}
+
+std::uint64_t Memory::find_shared_at(CUdeviceptr address) {
+  Allocation found;
+  if (!look_up(address, found) || found.kind != Allocation::Kind::kShared) return 0;
+  const std::lock_guard lock(mutex_);
+  shared_[next_id_] = found.shared;
+  return next_id_++;
 }
 
 void* Memory::allocate_host(std::size_t bytes) {
@@ -130,7 +272,109 @@ Allocation Memory::find(CUdeviceptr address, std::size_t bytes, const char* who)
   if (!look_up(address, found) || bytes > found.bytes - (address - found.begin)) {
     violate(std::string(who) + " touches memory that is no allocation's, or was freed");
   }
+  if (!found.is_accessible) violate(std::string(who) + " touches memory before cuMemSetAccess");
   return found;
+}
+
+std::uint64_t Memory::make_shared(int ordinal, std::size_t bytes, bool may_be_shared) {
+  if (device_bytes() + bytes > limit_) return 0;
+  const int fd = ::memfd_create("simulated-gpu", MFD_CLOEXEC);
+  if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
+    violate("the machine has no memory left");
+  }
+  const std::lock_guard lock(mutex_);
+  shared_[next_id_] = std::make_shared<SharedMemory>(fd, ordinal, bytes, true, may_be_shared);
+  return next_id_++;
+}
+
+std::uint64_t Memory::take_shared(int fd, int ordinal) {
+  // As the kernel names a memfd of make_shared().
+  char name[64] = {};
+  const std::string link = "/proc/self/fd/" + std::to_string(fd);
+  if (::readlink(link.c_str(), name, sizeof name - 1) < 0) return 0;
+  if (std::string(name).find("memfd:simulated-gpu") == std::string::npos) return 0;
+  const off_t bytes = ::lseek(fd, 0, SEEK_END);
+  const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (bytes <= 0 || copy < 0) return 0;
+  const std::lock_guard lock(mutex_);
+  shared_[next_id_] =
+      std::make_shared<SharedMemory>(copy, ordinal, static_cast<std::size_t>(bytes), false, true);
+  return next_id_++;
+}
+
+std::shared_ptr<SharedMemory> Memory::find_shared(std::uint64_t number) {
+  const std::lock_guard lock(mutex_);
+  const auto found = shared_.find(number);
+  return found == shared_.end() ? nullptr : found->second;
+}
+
+bool Memory::release_shared(std::uint64_t number) {
+  const std::lock_guard lock(mutex_);
+  return shared_.erase(number) == 1;
+}
+
+CUdeviceptr Memory::reserve(std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto begin = reinterpret_cast<CUdeviceptr>(map(bytes, PROT_NONE));
+  reserved_[begin] = bytes;
+  return begin;
+}
+
+void Memory::unreserve(CUdeviceptr begin, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto found = reserved_.find(begin);
+  if (found == reserved_.end() || found->second != bytes) {
+    violate("cuMemAddressFree of what is not reserved");
+  }
+  if (by_address_.contains(begin)) violate("cuMemAddressFree of addresses that are mapped");
+  reserved_.erase(found);  // But never given to anybody else, as in add().
+}
+
+bool Memory::map_shared(CUdeviceptr begin, std::size_t bytes, std::uint64_t number) {
+  const std::lock_guard lock(mutex_);
+  const auto reserved = reserved_.find(begin);
+  if (reserved == reserved_.end() || reserved->second < bytes) {
+    violate("cuMemMap at addresses that are not reserved");
+  }
+  const auto shared = shared_.find(number);
+  if (shared == shared_.end()) violate("cuMemMap of memory that was released");
+  if (bytes != shared->second->bytes) return false;
+  void* const memory =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, shared->second->fd, 0);
+  if (memory == MAP_FAILED) violate("the machine has no memory left");
+  by_address_[begin] = {.kind = Allocation::Kind::kShared,
+                        .ordinal = shared->second->ordinal,
+                        .id = next_id_++,
+                        .begin = begin,
+                        .bytes = bytes,
+                        .memory = static_cast<std::byte*>(memory),
+                        .shared = shared->second,
+                        .is_accessible = false};
+  return true;
+}
+
+void Memory::unmap_shared(CUdeviceptr begin, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_address_.find(begin);
+  if (found == by_address_.end() || found->second.kind != Allocation::Kind::kShared ||
+      found->second.bytes != bytes) {
+    violate("cuMemUnmap of what is not mapped");
+  }
+  (void)::munmap(found->second.memory, bytes);
+  by_address_.erase(found);
+}
+
+bool Memory::allow(CUdeviceptr begin, std::size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_address_.find(begin);
+  if (found == by_address_.end() || found->second.bytes != bytes) return false;
+  found->second.is_accessible = true;
+  return true;
+}
+
+std::uint64_t Memory::shared_count() {
+  const std::lock_guard lock(mutex_);
+  return shared_.size() + reserved_.size();
 }
 
 void Memory::limit(std::uint64_t bytes) {
@@ -138,9 +382,14 @@ void Memory::limit(std::uint64_t bytes) {
   limit_ = bytes;
 }
 
+std::uint64_t Memory::limit() {
+  const std::lock_guard lock(mutex_);
+  return limit_;
+}
+
 std::uint64_t Memory::device_bytes() {
   const std::lock_guard lock(mutex_);
-  std::uint64_t sum = 0;
+  std::uint64_t sum = shared_bytes;
   for (const auto& [begin, allocation] : by_address_) {
     if (allocation.kind == Allocation::Kind::kDevice) sum += allocation.bytes;
   }
@@ -151,7 +400,10 @@ std::uint64_t Memory::host_bytes() {
   const std::lock_guard lock(mutex_);
   std::uint64_t sum = 0;
   for (const auto& [begin, allocation] : by_address_) {
-    if (allocation.kind != Allocation::Kind::kDevice) sum += allocation.bytes;
+    if (allocation.kind == Allocation::Kind::kHost ||
+        allocation.kind == Allocation::Kind::kRegistered) {
+      sum += allocation.bytes;
+    }
   }
   return sum;
 }

@@ -13,6 +13,41 @@ namespace {
 
 constexpr std::uint64_t kColumns = 8;  // Of a strided tensor.
 
+// As an allocator maps them that does not mean to share.
+class PrivatePages {
+ public:
+  PrivatePages(std::shared_ptr<const cuda::Context> context, std::uint64_t bytes)
+      : context_(std::move(context)), bytes_(round_up(bytes, std::uint64_t{2} << 20U)) {
+    const cuda::Calls& calls = context_->calls();
+    const cuda::Current current(*context_);
+    CUmemAllocationProp wanted = {};
+    wanted.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    wanted.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = context_->device()};
+    CUmemAccessDesc access = {.location = wanted.location,
+                              .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUmemGenericAllocationHandle memory = 0;
+    check(calls.cuMemCreate(&memory, bytes_, &wanted, 0) == CUDA_SUCCESS, "a GPU has memory");
+    check(calls.cuMemAddressReserve(&begin_, bytes_, 0, 0, 0) == CUDA_SUCCESS &&
+              calls.cuMemMap(begin_, bytes_, 0, memory, 0) == CUDA_SUCCESS &&
+              calls.cuMemSetAccess(begin_, bytes_, &access, 1) == CUDA_SUCCESS &&
+              calls.cuMemRelease(memory) == CUDA_SUCCESS,
+          "a GPU's memory can be mapped");
+  }
+  ~PrivatePages() {
+    const cuda::Current current(*context_);
+    (void)context_->calls().cuMemUnmap(begin_, bytes_);
+    (void)context_->calls().cuMemAddressFree(begin_, bytes_);
+  }
+  PrivatePages(const PrivatePages&) = delete;
+  PrivatePages& operator=(const PrivatePages&) = delete;
+  CUdeviceptr begin() const { return begin_; }
+
+ private:
+  std::shared_ptr<const cuda::Context> context_;
+  std::uint64_t bytes_;
+  CUdeviceptr begin_ = 0;
+};
+
 }  // namespace
 
 std::vector<GpuTrainer::Tensor> GpuTrainer::mixed_tensors() {
@@ -60,11 +95,43 @@ GpuTrainer::GpuTrainer(std::string run_path, std::string socket_path, std::vecto
       memory.on_host.resize(bytes);
     } else {
       memory.gpu = tensor.place == Place::kGpu0 ? 0 : gpu_count_ - 1;
-      auto buffer = cuda::allocate(contexts_[memory.gpu], std::max<std::uint64_t>(bytes, 1));
-      check(buffer.has_value(), "a GPU has memory");
-      memory.on_gpu = *std::move(buffer);
     }
     memories_.push_back(std::move(memory));
+    if (tensor.place != Place::kHost) allocate(i);
+  }
+}
+
+void GpuTrainer::allocate(std::size_t tensor) {
+  Memory& memory = memories_[tensor];
+  const std::uint64_t bytes =
+      std::max<std::uint64_t>(tensors_[tensor].bytes + tensors_[tensor].misalignment, 1);
+  if (tensors_[tensor].allocator == Allocator::kPlain) {
+    auto buffer = cuda::allocate(contexts_[memory.gpu], bytes);
+    check(buffer.has_value(), "a GPU has memory");
+    memory.on_gpu = *std::move(buffer);
+    memory.begin = memory.on_gpu.get();
+    return;
+  }
+  if (tensors_[tensor].allocator == Allocator::kPrivate) {
+    auto pages = std::make_shared<PrivatePages>(contexts_[memory.gpu], bytes);
+    memory.begin = pages->begin();
+    memory.private_pages = std::move(pages);
+    return;
+  }
+  auto made = cuda::SharedBuffer::make(contexts_[memory.gpu], bytes);
+  check(made.has_value(), "a GPU has memory");
+  memory.shared = std::move(made->buffer);
+  memory.begin = memory.shared.get();
+}
+
+void GpuTrainer::move_tensors() {
+  std::vector<Memory> before(memories_.size());
+  for (std::size_t i = 0; i < memories_.size(); ++i) {
+    if (memories_[i].gpu < 0) continue;
+    before[i].on_gpu = std::move(memories_[i].on_gpu);
+    before[i].shared = std::move(memories_[i].shared);
+    before[i].private_pages = std::move(memories_[i].private_pages);
+    allocate(i);
   }
 }
 
@@ -73,12 +140,14 @@ GpuTrainer::~GpuTrainer() {
   wait_gpus();
 }
 
-int GpuTrainer::attach(std::uint64_t window_bytes) {
+int GpuTrainer::attach(const Lane& lane) {
   sf_attach_options options{};
   options.struct_bytes = sizeof options;
   options.world_size = 1;
   options.keep_last = 3;
-  options.gpu_window_bytes = window_bytes;
+  options.gpu_window_bytes = lane.window_bytes;
+  options.gpu_ring_bytes = lane.ring_bytes;
+  options.lane = lane.name.c_str();
   options.no_autostart = 1;
   options.run_path = run_path_.c_str();
   options.socket_path = socket_path_.c_str();
@@ -142,7 +211,7 @@ void GpuTrainer::fill(std::int64_t step, Which which) {
     in_flight_.push_back(std::move(bytes));
     const cuda::Current current(*contexts_[memory.gpu]);
     const CUresult copied = contexts_[memory.gpu]->calls().cuMemcpyHtoDAsync(
-        memory.on_gpu.get() + tensor.misalignment, in_flight_.back().data(), tensor.bytes,
+        memory.begin + tensor.misalignment, in_flight_.back().data(), tensor.bytes,
         streams_[memory.gpu].get());
     check(copied == CUDA_SUCCESS, "the trainer computes");
   }
@@ -164,9 +233,8 @@ std::vector<sf_source> GpuTrainer::sources() const {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const Memory& memory = memories_[i];
     const void* const data =
-        memory.gpu < 0
-            ? static_cast<const void*>(memory.on_host.data() + tensors_[i].misalignment)
-            : reinterpret_cast<const void*>(memory.on_gpu.get() + tensors_[i].misalignment);
+        memory.gpu < 0 ? static_cast<const void*>(memory.on_host.data() + tensors_[i].misalignment)
+                       : reinterpret_cast<const void*>(memory.begin + tensors_[i].misalignment);
     sources.push_back(
         {.data = data,
          .stride_bytes = memory.stride_bytes.empty() ? nullptr : memory.stride_bytes.data(),
@@ -247,9 +315,9 @@ int GpuTrainer::restore_newest(bool uses_memory, sf_read_stats* stats) {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (tensors_[i].is_strided) continue;
     Memory& memory = memories_[i];
-    void* const data =
-        memory.gpu < 0 ? static_cast<void*>(memory.on_host.data() + tensors_[i].misalignment)
-                       : reinterpret_cast<void*>(memory.on_gpu.get() + tensors_[i].misalignment);
+    void* const data = memory.gpu < 0
+                           ? static_cast<void*>(memory.on_host.data() + tensors_[i].misalignment)
+                           : reinterpret_cast<void*>(memory.begin + tensors_[i].misalignment);
     targets.push_back(
         {.part_index = i < tensors_.size() / 2 ? 0U : 1U,
          .name = memory.name.c_str(),
@@ -287,7 +355,7 @@ std::vector<std::uint8_t> GpuTrainer::read_gpu(std::size_t tensor) {
   {
     const cuda::Current current(*contexts_[memory.gpu]);
     const CUresult copied = contexts_[memory.gpu]->calls().cuMemcpyDtoHAsync(
-        held.data(), memory.on_gpu.get() + tensors_[tensor].misalignment, held.size(),
+        held.data(), memory.begin + tensors_[tensor].misalignment, held.size(),
         streams_[memory.gpu].get());
     check(copied == CUDA_SUCCESS, "the trainer computes");
   }

@@ -8,6 +8,7 @@
 
 #include "client/libstillframe.h"
 #include "cuda/resources.h"
+#include "cuda/shared_buffer.h"
 
 namespace stillframe::testing {
 
@@ -16,12 +17,16 @@ namespace stillframe::testing {
 class GpuTrainer {
  public:
   enum class Place { kHost, kGpu0, kGpu1 };
+  // How a GPU's memory was allocated: by cuMemAlloc(), or page by page with or without descriptors
+  // for other processes.
+  enum class Allocator { kPlain, kShareable, kPrivate };
   struct Tensor {
     Place place = Place::kHost;
     std::uint64_t bytes = 0;  // Of a strided one, a multiple of 8.
     bool is_lazy = false;
     bool is_strided = false;         // Stored column by column.
     std::uint64_t misalignment = 0;  // Of its address.
+    Allocator allocator = Allocator::kPlain;
   };
 
   // Parameters and moments on both GPUs, buffers, counters of the host: one of each kind.
@@ -32,7 +37,13 @@ class GpuTrainer {
   GpuTrainer(const GpuTrainer&) = delete;
   GpuTrainer& operator=(const GpuTrainer&) = delete;
 
-  int attach(std::uint64_t window_bytes = 0);  // And registers the layout.
+  // As sf_attach_options has them.
+  struct Lane {
+    std::string name = "pinned";
+    std::uint64_t window_bytes = 0;
+    std::uint64_t ring_bytes = 0;
+  };
+  int attach(const Lane& lane);  // And registers the layout.
   // Gives every tensor its bytes of `step`: those that `is_wanted` says. On GPUs, in stream order.
   enum class Which { kAll, kLazy, kEarly };
   void fill(std::int64_t step, Which which = Which::kAll);
@@ -62,16 +73,22 @@ class GpuTrainer {
   const sf_error& error() const noexcept { return error_; }
   // Gives the GPU memory of a tensor back, as a careless program might.
   void free_tensor(std::size_t tensor) { memories_[tensor].on_gpu = {}; }
+  // Others in their place, of the same size, with no content.
+  void move_tensors();
 
  private:
   struct Memory {
     std::vector<std::uint8_t> on_host;
     cuda::DeviceBuffer on_gpu;
+    cuda::SharedBuffer shared;
+    std::shared_ptr<void> private_pages;
+    CUdeviceptr begin = 0;  // Of any of them.
     std::vector<std::uint64_t> shape;
     std::vector<std::int64_t> stride_bytes;
     std::string name;
     int gpu = -1;
   };
+  void allocate(std::size_t tensor);
   std::vector<std::uint8_t> content(std::int64_t step, std::size_t tensor) const;
   std::vector<sf_source> sources() const;
 

@@ -1,0 +1,155 @@
+// What goes wrong with a GPU's worker: no driver, no memory, calls that fail there. On the
+// simulated driver, which the worker is told of by its environment.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/simulated_cuda/control.h"
+#include "tests/support/gpu_lane.h"
+
+namespace stillframe::testing {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kStride = 7;
+#else
+constexpr int kStride = 1;
+#endif
+
+class FailingWorker : public GpuLane, public ::testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    if (kernels::gpu_image().empty()) GTEST_SKIP() << "built without nvcc";
+  }
+  // A save that works in lane pinned, and what is said about that.
+  std::string reason_for_pinned(std::vector<Tensor> tensors = GpuTrainer::mixed_tensors(),
+                                std::uint64_t ring_bytes = 0) {
+    auto& trainer = train(std::move(tensors), {.name = GetParam(), .ring_bytes = ring_bytes});
+    trainer.fill(1);
+    EXPECT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+    EXPECT_EQ(trainer.judge_newest(1), "");
+    const std::string said = trainer.describe();
+    EXPECT_NE(said.find("\"lane\": \"pinned\""), std::string::npos) << said;
+    EXPECT_EQ(trainer.close(), SF_OK);
+    return said;
+  }
+};
+
+TEST_P(FailingWorker, without_a_driver_leaves_lane_pinned) {
+  start_daemon({{"LD_LIBRARY_PATH", "/nonexistent"}});
+  EXPECT_NE(reason_for_pinned().find("no NVIDIA driver"), std::string::npos);
+}
+
+TEST_P(FailingWorker, that_does_not_see_the_gpu_leaves_lane_pinned) {
+  start_daemon({{"STILLFRAME_SIMULATED_GPUS", "1"}});
+  const std::string said = reason_for_pinned();
+  EXPECT_NE(said.find("not on GPU 1"), std::string::npos) << said;
+  EXPECT_EQ(said.find("not on GPU 0"), std::string::npos) << said;
+}
+
+TEST_P(FailingWorker, without_memory_for_a_ring_leaves_lane_pinned) {
+  start_daemon({{"STILLFRAME_SIMULATED_BYTES", "3000000"}});
+  const std::string said = reason_for_pinned();
+  EXPECT_NE(said.find("half of the 3000000 that are free"), std::string::npos) << said;
+}
+
+TEST_P(FailingWorker, is_not_asked_for_a_ring_of_no_bytes) {
+  start_daemon();
+  EXPECT_NE(reason_for_pinned(GpuTrainer::mixed_tensors(), 1).find("a ring of no bytes"),
+            std::string::npos);
+  EXPECT_EQ(worker_pid(), 0);
+}
+
+TEST_P(FailingWorker, is_not_started_under_mps) {
+  start_daemon();
+  const std::string folder = directory_.path("mps");
+  ASSERT_EQ(::mkdir(folder.c_str(), 0700), 0);
+  std::FILE* const control = std::fopen((folder + "/control").c_str(), "w");
+  ASSERT_NE(control, nullptr);
+  std::fclose(control);
+  ASSERT_EQ(::setenv("CUDA_MPS_PIPE_DIRECTORY", folder.c_str(), 1), 0);
+  const std::string said = reason_for_pinned();
+  (void)::unsetenv("CUDA_MPS_PIPE_DIRECTORY");
+  EXPECT_NE(said.find("MPS is in use"), std::string::npos) << said;
+  EXPECT_EQ(worker_pid(), 0);
+}
+
+TEST_P(FailingWorker, that_dies_three_times_within_a_minute_is_given_up) {
+  start_daemon({{"STILLFRAME_SIMULATED_FAULT", "cuMemcpyDtoHAsync:1:700:1"}});
+  auto& trainer = train({{.place = Place::kGpu0, .bytes = 500'000}}, {.name = GetParam()});
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    trainer.fill(step);
+    EXPECT_EQ(trainer.save_durable(step), SF_UNAVAILABLE);
+    EXPECT_NE(std::string(trainer.error().message).find("the GPU worker was lost"),
+              std::string::npos)
+        << trainer.error().message;
+  }
+  trainer.fill(4);
+  ASSERT_EQ(trainer.save_durable(4), SF_OK) << trainer.error().message;
+  EXPECT_EQ(trainer.judge_newest(4), "");
+  EXPECT_NE(trainer.describe().find("died 3 times within a minute"), std::string::npos)
+      << trainer.describe();
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+// Of the calls that a worker makes for its first save, each fails once; in a sanitizer's build a
+// part of them.
+TEST_P(FailingWorker, fails_a_save_or_none_whichever_of_its_calls_does) {
+  constexpr int kCallsMax = 70;  // It makes some 40 to 60.
+  int failed_count = 0;
+  int pinned_count = 0;
+  for (int nth = 1; nth <= kCallsMax; nth += kStride) {
+    start_daemon({{"STILLFRAME_SIMULATED_FAULT", "any:" + std::to_string(nth) + ":999:0"}});
+    auto& trainer = train({{.place = Place::kGpu0, .bytes = 1'500'000}}, {.name = GetParam()});
+    trainer.fill(1);
+    if (trainer.save_durable(1) == SF_OK) {
+      EXPECT_EQ(trainer.judge_newest(1), "") << "call " << nth;
+    } else {
+      ++failed_count;
+      EXPECT_NE(std::string(trainer.error().message).find("the GPU worker was lost"),
+                std::string::npos)
+          << "call " << nth << ": " << trainer.error().message;
+      start_daemon();  // Whose worker's calls do not fail.
+      trainer.fill(2);
+      ASSERT_EQ(trainer.save_durable(2), SF_OK) << "call " << nth << trainer.error().message;
+      EXPECT_EQ(trainer.judge_newest(2), "") << "call " << nth;
+    }
+    if (trainer.describe().find("\"lane\": \"pinned\"") != std::string::npos) ++pinned_count;
+    EXPECT_EQ(trainer.close(), SF_OK);
+    trainer_.reset();
+  }
+  std::cout << failed_count << " saves failed, " << pinned_count << " in lane pinned\n";
+  EXPECT_GT(failed_count + pinned_count, 10 / kStride);
+}
+
+class LyingDriver : public GpuLane {
+  void SetUp() override {
+    if (kernels::gpu_image().empty()) GTEST_SKIP() << "built without nvcc";
+  }
+};
+
+TEST_F(LyingDriver, that_gives_a_worker_zeros_fails_the_save) {
+  start_daemon({{"STILLFRAME_SIMULATED_ZEROS", "1"}});
+  auto& trainer =
+      train({{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true}}, {.name = "ipc"});
+  for (std::int64_t step = 1; step < 4; ++step) {
+    trainer.fill(step);
+    EXPECT_EQ(trainer.save_durable(step), SF_DATA_LOSS) << trainer.error().message;
+    EXPECT_NE(std::string(trainer.error().message).find("other bytes than the training has"),
+              std::string::npos)
+        << trainer.error().message;
+  }
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+INSTANTIATE_TEST_SUITE_P(Hbm, FailingWorker, ::testing::Values("hbm"));
+INSTANTIATE_TEST_SUITE_P(Ipc, FailingWorker, ::testing::Values("ipc"));
+
+}  // namespace
+}  // namespace stillframe::testing
