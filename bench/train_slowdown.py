@@ -30,6 +30,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +48,10 @@ PACED_SECONDS = 0.1
 WARMUP_STEPS = 2
 GPU_BATCH = 16384  # Some tens of milliseconds a step.
 ARMS = ("none", "stillframe", "torch.save", "clone+thread", "dcp.async_save")
-GPU_ARMS = ("none", "stillframe", "torch.save", "pinned+thread", "dcp.async_save")
+GPU_ARMS = (
+    *("none", "stillframe", "stillframe hbm", "stillframe ipc"),
+    *("torch.save", "pinned+thread", "dcp.async_save"),
+)
 # Interval in steps, long enough for each contender to be done before its next save.
 INTERVALS = {"paced": 8, "cpu": 6}
 GPU_INTERVALS = {"gpu": 24}
@@ -132,10 +136,10 @@ class Saver(Protocol):
 class Stillframe:
     """Checkpointer.save(), lazy."""
 
-    def __init__(self, directory: Path, training: Training) -> None:
+    def __init__(self, directory: Path, training: Training, lane: Any = "auto") -> None:
         self.run = directory / "run"
         self.checkpointer = stillframe.Checkpointer(
-            self.run, model=training.model, optimizer=training.optimizer, keep_last=1
+            self.run, model=training.model, optimizer=training.optimizer, keep_last=1, lane=lane
         )
         self.tickets: list[Any] = []
 
@@ -276,6 +280,8 @@ class DcpAsync:
 
 SAVERS: dict[str, Callable[[Path, Training], Saver]] = {
     "stillframe": Stillframe,
+    "stillframe hbm": partial(Stillframe, lane="hbm"),
+    "stillframe ipc": partial(Stillframe, lane="ipc"),
     "torch.save": TorchSave,
     "clone+thread": CloneThread,
     "pinned+thread": PinnedThread,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <boost/json.hpp>
 #include <cerrno>
 #include <filesystem>
 #include <string>
@@ -217,9 +218,51 @@ void look_at_gpus(std::vector<Finding>& findings) {
     lane.advice = "pip install -r python/requirements-gpu.txt, which brings nvcc; build again";
   }
   findings.push_back(std::move(lane));
-  findings.push_back({.subject = "lanes hbm, ipc",
-                      .grade = Grade::kInfo,
-                      .fact = "for CUDA tensors; not in this version"});
+  ordinal = 0;
+  for (const cuda::DeviceFacts& device : *devices) {
+    const auto shared = cuda::may_be_shared(device);
+    findings.push_back({.subject = concat("lanes hbm, ipc of GPU ", ordinal++),
+                        .grade = Grade::kInfo,
+                        .fact = shared ? "where they are asked for: lane=\"hbm\""
+                                       : std::string(shared.error().message())});
+  }
+}
+
+// Each client takes about 12 of the daemon's, and lane ipc one for each mapping of a tensor.
+Finding look_at_descriptors() {
+  constexpr rlim_t kEnough = 4096;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    return {.subject = "descriptors", .grade = Grade::kInfo, .fact = "the limit is not known"};
+  }
+  const bool is_enough = limit.rlim_max == RLIM_INFINITY || limit.rlim_max >= kEnough;
+  return {.subject = "descriptors",
+          .grade = is_enough ? Grade::kGood : Grade::kSlower,
+          .fact = limit.rlim_max == RLIM_INFINITY ? "no limit" : concat("up to ", limit.rlim_max),
+          .advice = is_enough ? "" : concat("raise the hard limit of open files to ", kEnough)};
+}
+
+// Legacy handles of lane ipc name a process, which another PID namespace does not have.
+Finding look_at_namespaces(Tool& tool) {
+  constexpr int kTimeoutMs = 2'000;
+  Finding finding{.subject = "namespaces", .grade = Grade::kInfo, .fact = "no daemon to compare"};
+  auto answer = call_daemon(tool, shm::make_message(0, shm::wire::StatusT()), kTimeoutMs);
+  const auto* const reply = answer ? answer->message.body.AsStatusReply() : nullptr;
+  if (reply == nullptr) return finding;
+  boost::system::error_code failed;
+  const boost::json::value status = boost::json::parse(reply->json, failed);
+  const auto* const pid =
+      failed || !status.is_object() ? nullptr : status.get_object().if_contains("pid");
+  if (pid == nullptr || !pid->is_int64()) return finding;
+  std::error_code unseen;
+  const auto ours = std::filesystem::read_symlink("/proc/self/ns/pid", unseen);
+  const auto its =
+      std::filesystem::read_symlink(concat("/proc/", pid->as_int64(), "/ns/pid"), unseen);
+  const bool is_shared = !unseen && ours == its;
+  finding.grade = is_shared ? Grade::kGood : Grade::kInfo;
+  finding.fact = is_shared ? "the daemon is in our PID namespace"
+                           : "the daemon is in another PID namespace, where lane ipc may not work";
+  return finding;
 }
 
 std::vector<Finding> examine(Tool& tool, const std::string& path) {
@@ -227,11 +270,13 @@ std::vector<Finding> examine(Tool& tool, const std::string& path) {
       look_at_system(),
       look_at_uring(),
       look_at_memlock(),
+      look_at_descriptors(),
       look_at_huge_pages(),
       look_at_memory(),
       look_at_filesystem(path),
       look_at_direct_io(path),
       look_at_daemon(tool),
+      look_at_namespaces(tool),
       {.subject = "lane host", .grade = Grade::kGood, .fact = "CPU tensors, any machine"}};
   look_at_gpus(findings);
   return findings;

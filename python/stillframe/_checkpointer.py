@@ -89,6 +89,10 @@ class Checkpointer:
         rank: this process's index; only rank 0 of 1 is served so far.
         world_size: number of processes.
         arena_bytes_max: cap on the daemon's memory for this run; None takes the daemon's own.
+        lane: how tensors of GPUs are captured: "pinned", "hbm" or "ipc", where it is possible (the
+            guide's page on GPUs); "auto" is "pinned".
+        gpu_ring_bytes: the most that lanes "hbm" and "ipc" take of each GPU's memory; None takes
+            what is of use, up to half of what is free.
         force_filesystem: accept a network file system.
 
     Raises:
@@ -124,6 +128,8 @@ class Checkpointer:
         rank: int = 0,
         world_size: int = 1,
         arena_bytes_max: int | None = None,
+        lane: Literal["auto", "pinned", "hbm", "ipc"] = "auto",
+        gpu_ring_bytes: int | None = None,
         force_filesystem: bool = False,
     ) -> None:
         check_choice("capture", capture, ("auto", "eager", "lazy"))
@@ -156,6 +162,8 @@ class Checkpointer:
             world_size=world_size,
             arena_bytes_max=arena_bytes_max,
             force_filesystem=force_filesystem,
+            lane=lane,
+            gpu_ring_bytes=gpu_ring_bytes,
         )
         how = saver_options(
             when_busy=when_busy, busy_timeout=busy_timeout, check=check, on_error=on_error

@@ -82,6 +82,8 @@ class AttachOptions(Structure):
         ("socket_path", c_char_p),
         ("daemon_path", c_char_p),
         ("gpu_window_bytes", c_uint64),
+        ("gpu_ring_bytes", c_uint64),
+        ("lane", c_char_p),
     ]
 
 

@@ -26,6 +26,8 @@ def attach_options(
     world_size: int,
     arena_bytes_max: int | None,
     force_filesystem: bool,
+    lane: str,
+    gpu_ring_bytes: int | None,
 ) -> AttachOptions:
     """What the daemon is told; see Checkpointer for the arguments.
 
@@ -39,6 +41,11 @@ def attach_options(
     if (rank, world_size) != (0, 1):
         raise InvalidArgument(
             f"rank {rank} of {world_size}: this version serves one rank; let rank 0 alone save"
+        )
+    check_choice("lane", lane, ("auto", "pinned", "hbm", "ipc"))
+    if gpu_ring_bytes is not None and (type(gpu_ring_bytes) is not int or gpu_ring_bytes < 0):
+        raise InvalidArgument(
+            f"gpu_ring_bytes is {gpu_ring_bytes!r}; it must be an integer of 0 or more"
         )
     path = os.path.abspath(os.fspath(directory))
     if "\0" in path:
@@ -54,6 +61,9 @@ def attach_options(
         arena_bytes_max=arena_bytes_max or 0,
         framework=f"torch {torch.__version__}",
         python_version=platform.python_version(),
+        lane=lane,
+        # The library takes 0 for as many as are of use, and any few for none.
+        gpu_ring_bytes=0 if gpu_ring_bytes is None else max(gpu_ring_bytes, 1),
     )
 
 

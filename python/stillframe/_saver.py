@@ -215,7 +215,7 @@ class Saver:
                     Capture(number, lazy.aliases, lazy.find_changed, is_on_gpus=on_gpus)
                 )
             if content.streams:
-                self._journal.lane = "pinned"
+                self._journal.lane = str(session.describe()["lane"])
         self._outstanding.append(ticket)
         self._last = ticket
         return ticket

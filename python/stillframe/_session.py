@@ -41,6 +41,8 @@ class AttachOptions:
     arena_bytes_max: int = 0
     framework: str = ""
     python_version: str = ""
+    lane: str = "auto"
+    gpu_ring_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Session:
             run_path=os.fsencode(options.directory),
             framework=options.framework.encode(),
             python_version=options.python_version.encode(),
+            lane=options.lane.encode(),
+            gpu_ring_bytes=options.gpu_ring_bytes,
         )
         handle = ctypes.c_void_p()
         error = _library.Error()

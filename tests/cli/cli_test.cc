@@ -468,8 +468,9 @@ TEST_F(Cli, doctor_judges_the_machine_without_a_daemon) {
   for (const json::value& finding : document.at("findings").as_array()) {
     subjects.emplace(finding.at("subject").as_string());
   }
-  for (const char* wanted : {"io_uring", "memlock", "huge pages", "memory", "file system",
-                             "direct I/O", "daemon", "lane host", "lane pinned"}) {
+  for (const char* wanted :
+       {"io_uring", "memlock", "descriptors", "huge pages", "memory", "file system", "direct I/O",
+        "daemon", "namespaces", "lane host", "lane pinned"}) {
     EXPECT_TRUE(subjects.contains(wanted)) << wanted;
   }
 }
@@ -482,6 +483,7 @@ TEST_F(Cli, doctor_names_every_gpu_and_the_lane_of_its_tensors) {
                              "GPU-51515151-5151-5151-5151-515151515151; driver for CUDA 13.0"),
             std::string::npos)
       << outcome.out;
+  EXPECT_NE(outcome.out.find("lanes hbm, ipc of GPU 1"), std::string::npos) << outcome.out;
   const Outcome none =
       stillframe({"doctor", root_, "--json"},
                  {"LD_LIBRARY_PATH=" STILLFRAME_SIMULATED_CUDA, "STILLFRAME_SIMULATED_GPUS=0"});

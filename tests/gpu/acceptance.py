@@ -31,6 +31,7 @@ GPU_TESTS = BIN / "gpu_lane_acceptance"
 # A part is called with ten minutes at most.
 PART_SECONDS = 8.5 * 60
 TRAINING_STEPS = 60
+LANES = ("pinned", "hbm", "ipc")
 
 
 class Report:
@@ -151,7 +152,9 @@ def lane_tests(
     return {"tests passed": sum(counts)}
 
 
-def killed_training(machine: Machine, configuration: str, seconds: float) -> dict[str, Any]:
+def killed_training(
+    machine: Machine, lane: str, configuration: str, seconds: float
+) -> dict[str, Any]:
     """Kills a training three times; it must end as one that never was, bit for bit."""
     ends = time.monotonic() + seconds
     # Tests want no memory of a training before.
@@ -162,7 +165,7 @@ def killed_training(machine: Machine, configuration: str, seconds: float) -> dic
 
         def command(run: str) -> list[str]:
             trainer = Path(__file__).with_name("train.py")
-            options = ["--steps", str(steps), "--device", machine.device]
+            options = ["--steps", str(steps), "--device", machine.device, "--lane", lane]
             return [
                 *(sys.executable, str(trainer), f"{folder}/{run}", *options),
                 *("--journal", f"{folder}/{run}.jsonl"),
@@ -192,7 +195,7 @@ def killed_training(machine: Machine, configuration: str, seconds: float) -> dic
         for key in ("digest", "losses"):
             assert straight[key] == killed[key], f"{key} differs, killed after {instants}"
         resumes = [entry["step"] for entry in journals["killed"] if entry["kind"] == "resume"]
-        wanted = "host" if machine.is_simulated else "pinned"
+        wanted = "host" if machine.is_simulated else lane
         assert killed["lane"] == wanted, killed
         return {"killed after": instants, "went on at": resumes, "lane": killed["lane"]}
 
@@ -222,7 +225,7 @@ def kernel_figures(machine: Machine, seconds: float) -> dict[str, Any]:
 
 
 def training_figures(machine: Machine, seconds: float) -> dict[str, Any]:
-    """Lost step time per checkpoint, beside other ways to save."""
+    """Lost step time per checkpoint of each lane, beside other ways to save."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         command = [sys.executable, BUNDLE / "bench" / "train_slowdown.py", "--directory", folder]
         command += ["--device", machine.device]
@@ -242,9 +245,12 @@ def correctness(machine: Machine, report: Report) -> None:
     """Random layouts through the lane; real trainings that are killed."""
     repeats = 1 if machine.is_quick else 20
     report.check("any layout, both ways", lambda rest: lane_tests(machine, "*", repeats, rest))
-    for configuration in ("",) if machine.is_simulated else ("", "expandable_segments:True"):
-        name = f"a training killed three times, {configuration or 'the allocator as it is'}"
-        report.check(name, lambda rest, c=configuration: killed_training(machine, c, rest))
+    allocators = ("", "expandable_segments:True")
+    trainings = [(lane, allocator) for lane in LANES for allocator in allocators]
+    # Which are one and the same to torch without a GPU.
+    for lane, allocator in trainings[:1] if machine.is_simulated else trainings:
+        name = f"a training killed three times, lane {lane}, {allocator or 'plain allocator'}"
+        report.check(name, lambda rest, to=lane, c=allocator: killed_training(machine, to, c, rest))
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         print("skipped  compute-sanitizer: it is not installed", flush=True)
@@ -274,10 +280,14 @@ def faults(machine: Machine, report: Report) -> None:
         ("damage on the drive", "*damaged_on_the_drive*"),
     ):
         report.check(name, lambda rest, f=filter_: lane_tests(machine, f, repeats, rest))
-    report.check(
-        f"{repeats} trainers killed at random instants",
-        lambda rest: lane_tests(machine, "*killed*", 1, rest, STILLFRAME_KILLS=str(repeats)),
-    )
+    for what, filter_ in (
+        ("trainers killed at random instants", "*a_trainer_that_is_killed*"),
+        ("workers killed at random instants", "*that_dies_during_a_copy*"),
+    ):
+        report.check(
+            f"{repeats} {what}, in each lane",
+            lambda rest, f=filter_: lane_tests(machine, f, 1, rest, STILLFRAME_KILLS=str(repeats)),
+        )
     if not machine.is_simulated:
         report.check("GPU memory is back at its baseline", lambda rest: _compare_memory(before))
 

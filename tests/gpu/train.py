@@ -3,7 +3,7 @@
 A bf16 model with dropout and BatchNorm, whose optimizer has fp32 copies of its parameters: the
 model is written after step(), so it is captured at once, the copies and their moments lazily.
 
-    train.py RUN --steps N --device cuda|cpu --journal FILE [--save-every N]
+    train.py RUN --steps N --device cuda|cpu --journal FILE [--save-every N] [--lane LANE]
 
 Prints `step N` for each step. FILE gets a line of JSON for each resume and, at the end, one with a
 hash of all that a resume must bring back and of every loss since the first step.
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--journal", type=Path, required=True)
     parser.add_argument("--save-every", type=int, default=3)
+    parser.add_argument("--lane", choices=("auto", "pinned", "hbm", "ipc"), default="auto")
     arguments = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     trained = Trained(arguments.device)
@@ -100,6 +101,7 @@ def main() -> None:
         scheduler=trained.scheduler,
         keep_last=2,
         check="full",
+        lane=arguments.lane,
     )
     restored = checkpointer.resume()
     losses: list[str] = restored.extra["losses"] if restored else []
