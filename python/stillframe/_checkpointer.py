@@ -20,6 +20,7 @@ from stillframe._fence import StepHooks, weakly
 from stillframe._members import Stateful, collect_members
 from stillframe._options import attach_options, saver_options
 from stillframe._policy import Policy
+from stillframe._recipe import Factory, recipe_maker
 from stillframe._report import Report
 from stillframe._restore import Restored, Restorer
 from stillframe._saver import EXIT_SECONDS, Saver
@@ -89,6 +90,11 @@ class Checkpointer:
         rank: this process's index; only rank 0 of 1 is served so far.
         world_size: number of processes.
         arena_bytes_max: cap on the daemon's memory for this run; None takes the daemon's own.
+        config: keyword arguments of the model's class or factory, plain values: with them
+            load_model(RUN) makes the model by itself. Not needed where the class takes none, or
+            the model is made of torch's own modules.
+        factory: an importable function, or "module:name" of one, that makes the model from
+            `config`, if its class does not.
         lane: how tensors of GPUs are captured: "pinned", "hbm" or "ipc", where it is possible (the
             guide's page on GPUs); "auto" is "pinned".
         gpu_ring_bytes: the most that lanes "hbm" and "ipc" take of each GPU's memory; None takes
@@ -127,6 +133,8 @@ class Checkpointer:
         allow_pickle: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        config: Mapping[str, Any] | None = None,
+        factory: Factory | str | None = None,
         arena_bytes_max: int | None = None,
         lane: Literal["auto", "pinned", "hbm", "ipc"] = "auto",
         gpu_ring_bytes: int | None = None,
@@ -173,7 +181,11 @@ class Checkpointer:
         self._step_when_busy: Literal["wait", "skip"] = when_busy or "skip"
         self._capture = capture
         self._allow_pickle = allow_pickle
-        self._collector = Collector(self._members, allow_pickle=allow_pickle)
+        self._collector = Collector(
+            self._members,
+            make_recipe=recipe_maker(self._members.models, config, factory),
+            allow_pickle=allow_pickle,
+        )
         self._loader = self._members.stateful.get("loader", {}).get(None)
 
         self._boundary = Boundary()

@@ -6,7 +6,7 @@ What did not change since the save before is kept: collecting again costs a walk
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from stillframe._members import Members
 from stillframe._saver import Content, Lazy
 from stillframe._sources import Sources
 from stillframe._state import encode_state
+from stillframe._state_json import Json, dumps
 from stillframe._tensors import spec_of
 from stillframe.errors import InvalidArgument
 
@@ -26,8 +27,12 @@ from stillframe.errors import InvalidArgument
 class Collector:
     """Makes the contents of saves. The caller holds the session's lock."""
 
-    def __init__(self, members: Members, *, allow_pickle: bool) -> None:
+    def __init__(
+        self, members: Members, *, make_recipe: Callable[[], Json | None], allow_pickle: bool
+    ) -> None:
         self._members = members
+        self._make_recipe = make_recipe
+        self._recipe_text = ""
         self._allow_pickle = allow_pickle
         self._live: LiveState | None = None
         self._sources: Sources | None = None
@@ -53,6 +58,7 @@ class Collector:
             self._members,
             live,
             optimizer_text,
+            recipe_text=self._recipe_text,
             extra=extra,
             epoch=epoch,
             allow_pickle=self._allow_pickle,
@@ -83,6 +89,9 @@ class Collector:
             members.models, members.optimizers, ema=members.ema, allow_pickle=self._allow_pickle
         )
         text, _ = live.encode_optimizers()
+        # With the tensors, so that what they are and how the model is made belong together.
+        recipe = self._make_recipe()
+        self._recipe_text = "" if recipe is None else dumps(recipe)
         self._live = live
         self._sources = None
         return live, text

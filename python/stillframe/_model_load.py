@@ -41,7 +41,8 @@ def load_model(
 
     Args:
         path: a directory of save_model(); or a run's checkpoint: RUN (its newest), RUN@best,
-            RUN@v1.0, RUN@12, RUN@step-1200, or its directory; these need `factory`.
+            RUN@v1.0, RUN@12, RUN@step-1200, or its directory. These need `factory` where the
+            Checkpointer was given no `config` for a class that takes arguments.
         factory: makes the model, instead of what was saved; called with the saved config, or
             without it if it takes nothing.
         allow: modules that may be imported, with all that is inside of them.

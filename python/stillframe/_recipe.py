@@ -64,9 +64,9 @@ def make_recipe(
         recipe["structure"] = _structure.describe(model)
     if "structure" not in recipe:
         recipe["config"] = Encoder(_no_tensor).encode(dict(config or {}), "config")
-    for module in model.modules():
-        if not _is_torch(type(module)):
-            _note_source(recipe["sources"], type(module))
+    for kind in {type(module): None for module in model.modules()}:
+        if not _is_torch(kind):
+            _note_source(recipe["sources"], kind)
     return recipe
 
 
@@ -95,6 +95,26 @@ def checkpoint_recipe(
         return None
     note_recipe(recipe, bare)
     return recipe
+
+
+def recipe_maker(
+    models: Mapping[str | None, nn.Module],
+    config: Mapping[str, Any] | None,
+    factory: Factory | str | None,
+) -> Callable[[], Json | None]:
+    """What makes the recipe of a Checkpointer's model when it is called; tried out once.
+
+    Raises:
+        InvalidArgument: what the user gave cannot be a recipe, or there are several models.
+    """
+    model = models.get(None)
+    if model is None:
+        if config is not None or factory is not None:
+            raise InvalidArgument("config= and factory= are of one model, and model= is a dict")
+        return lambda: None
+    if config is not None or factory is not None:
+        checkpoint_recipe(model, config, factory)
+    return lambda: checkpoint_recipe(model, config, factory)
 
 
 def note_recipe(recipe: Json, model: nn.Module) -> None:

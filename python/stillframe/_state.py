@@ -35,6 +35,7 @@ def encode_state(
     live: LiveState,
     optimizer_text: str,
     *,
+    recipe_text: str,
     extra: Any,
     epoch: int | None,
     allow_pickle: bool,
@@ -45,6 +46,7 @@ def encode_state(
         members: what is saved.
         live: its tensors.
         optimizer_text: the JSON of the optimizers, as `live` gives it.
+        recipe_text: the JSON of how the model is made again; empty: nobody knows.
         extra: as given to save().
         epoch: as given to step().
         allow_pickle: pickle what has no other form.
@@ -79,6 +81,8 @@ def encode_state(
             for name, one in objects.items()
         }
         document.append(f'"{section}": {dumps(encoded.get(None, encoded))}')
+    if recipe_text:
+        document.append(f'"recipe": {recipe_text}')
     if extra is not None:
         document.append(f'"extra": {dumps(encoder.encode(extra, "extra"))}')
     if epoch is not None:

@@ -29,7 +29,8 @@ _IGNORED_ARGUMENTS = frozenset(
     {"self", "args", "kwargs", "device", "dtype", "size_average", "reduce", "min_value"}
     | {"max_value"}
 )
-_BASE_ATTRIBUTES = frozenset(nn.Module().__dict__)
+# Besides every module's own: the mark that torch.compile leaves on what it has wrapped.
+_BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"_is_torch_compile"}
 _HOOKS = tuple(name for name in sorted(_BASE_ATTRIBUTES) if "hook" in name and name[0] == "_")
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": functional.relu,

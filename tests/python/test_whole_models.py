@@ -13,7 +13,7 @@ from torch import nn
 import stillframe.torch as stillframe
 from command import run
 from stillframe._recipe import checkpoint_recipe
-from whole_model import ALLOW, TOKENS, Net, Plain, compute, quantised, trained
+from whole_model import ALLOW, TOKENS, Net, Plain, compute, make_net, quantised, trained
 
 # --- Tensors -------------------------------------------------------------------------------------
 
@@ -264,11 +264,54 @@ def test_checkpoints_of_a_run_load_by_every_name(tmp_path: Path) -> None:
         for mmap in (False, True):
             loaded = stillframe.load_model(name, factory=Plain, mmap=mmap)
             assert loaded.layer.weight[0, 0] == step, name
-    with pytest.raises(stillframe.InvalidArgument, match="pass factory="):
+    with pytest.raises(stillframe.InvalidArgument, match=r"whole_model:Plain.*allow=.*or factory="):
         stillframe.load_model(run)
+    assert stillframe.load_model(run, allow=ALLOW).layer.weight[0, 0] == 3
     for missing in (f"{run}@17", tmp_path / "none", f"{tmp_path}/none@best"):
         with pytest.raises(stillframe.NotFound):
             stillframe.load_model(missing, factory=Plain)
+
+
+def test_a_run_of_torchs_own_modules_loads_without_a_factory(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    compiled = torch.compile(model)
+    with stillframe.Checkpointer(
+        tmp_path / "run", model=compiled, best=("loss", "min", 1)
+    ) as checkpointer:
+        for step, loss in ((1, 0.1), (2, 0.9)):
+            model[3].bias.data.fill_(step)
+            checkpointer.save(step, {"loss": loss})
+    for name, step in (("run", 2), ("run@best", 1)):
+        loaded = stillframe.load_model(tmp_path / name)
+        assert not loaded.training
+        assert loaded[3].bias.item() == step
+        assert not loaded[0].weight.requires_grad
+        assert loaded[1].running_mean.equal(model[1].running_mean)
+
+
+def test_a_run_whose_config_is_given_loads_without_a_factory(tmp_path: Path) -> None:
+    for name, how in (
+        ("class", {"config": {"hidden": 3}}),
+        ("factory", {"config": {"hidden": 3}, "factory": "whole_model:make_net"}),
+    ):
+        model = trained(Net(3) if name == "class" else make_net(3))
+        with stillframe.Checkpointer(tmp_path / name, model=model, **how) as checkpointer:
+            checkpointer.save(0)
+        loaded = stillframe.load_model(tmp_path / name, allow=ALLOW)
+        assert compute(loaded).equal(compute(model.eval()))
+
+
+def test_a_config_that_cannot_be_is_refused_before_the_training(tmp_path: Path) -> None:
+    for models, how, message in (
+        ({"a": Net(3), "b": Net(3)}, {"config": {}}, "of one model"),
+        (Net(3), {"factory": lambda: Net(3)}, "cannot be imported"),
+        (Net(3), {"factory": "no name"}, "module:name"),
+        (Net(3), {"config": {"hidden": object()}}, "config.hidden"),
+    ):
+        with pytest.raises(stillframe.InvalidArgument, match=message):
+            stillframe.Checkpointer(tmp_path / "run", model=models, **how)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_gets_a_recipe_only_where_the_model_says_how_it_is_made() -> None:
