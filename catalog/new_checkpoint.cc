@@ -146,7 +146,7 @@ format::Manifest begin_manifest(const RunContents& run, const std::string& run_i
   manifest.sequence = run.next_sequence;
   if (const Checkpoint* newest = run.newest()) {
     manifest.previous_sequence = newest->manifest.sequence;
-    manifest.best_rule = newest->manifest.best_rule;
+    manifest.best_rules = newest->manifest.best_rules;
   }
   manifest.step = wanted.step;
   manifest.wall_ns = wanted.wall_ns;

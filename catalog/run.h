@@ -49,6 +49,8 @@ struct RunContents {
   // The best by the newest checkpoint's rule, or by `rule` when given. NaN never wins, ties go to
   // the newest. nullptr: no checkpoint has that metric with a number.
   const Checkpoint* best(const format::BestRule* rule = nullptr) const;
+  // The newest checkpoint's rule for that metric; empty: its first. nullptr: it has none.
+  const format::BestRule* best_rule(std::string_view metric) const;
   // Those that have a number for the rule's metric, the best first; of equals the newest first.
   std::vector<const Checkpoint*> ranked(const format::BestRule& rule) const;
 };

@@ -40,6 +40,14 @@ std::string what_there_is(const RunContents& contents) {
   return text;
 }
 
+std::string criteria_there(const RunContents& contents) {
+  std::string text;
+  for (const format::BestRule& rule : contents.newest()->manifest.best_rules) {
+    text += concat(text.empty() ? "" : ", ", rule.metric);
+  }
+  return text.empty() ? "none" : text;
+}
+
 }  // namespace
 
 std::uint64_t Checkpoint::bytes() const noexcept {
@@ -53,12 +61,18 @@ const Checkpoint* RunContents::newest() const noexcept {
 }
 
 const Checkpoint* RunContents::best(const format::BestRule* rule) const {
-  if (rule == nullptr && !checkpoints.empty() && checkpoints.back().manifest.best_rule) {
-    rule = &*checkpoints.back().manifest.best_rule;
-  }
+  if (rule == nullptr) rule = best_rule("");
   if (rule == nullptr) return nullptr;
   const auto best_first = ranked(*rule);
   return best_first.empty() ? nullptr : best_first.front();
+}
+
+const format::BestRule* RunContents::best_rule(std::string_view metric) const {
+  if (checkpoints.empty()) return nullptr;
+  for (const format::BestRule& rule : checkpoints.back().manifest.best_rules) {
+    if (metric.empty() || rule.metric == metric) return &rule;
+  }
+  return nullptr;
 }
 
 std::vector<const Checkpoint*> RunContents::ranked(const format::BestRule& rule) const {
@@ -82,7 +96,13 @@ std::vector<const Checkpoint*> RunContents::ranked(const format::BestRule& rule)
 Result<const Checkpoint*> select(const RunContents& contents, const format::Selector& selector) {
   const Checkpoint* found = nullptr;
   if (selector.kind == format::Selector::Kind::kBest) {
-    found = contents.best();
+    const format::BestRule* const rule = contents.best_rule(selector.metric);
+    if (rule == nullptr && !selector.metric.empty() && contents.newest() != nullptr) {
+      return Error(Code::kNotFound,
+                   concat(contents.path, " has no criterion for ", selector.metric, "; it has ",
+                          criteria_there(contents), "; stillframe best --metric --mode takes any"));
+    }
+    if (rule != nullptr) found = contents.best(rule);
   } else {
     for (const Checkpoint& checkpoint : contents.checkpoints) {
       const format::CheckpointName name{.sequence = checkpoint.manifest.sequence,

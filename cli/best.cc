@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -37,19 +36,16 @@ std::string metrics_there(const catalog::RunContents& run) {
 }
 
 Result<format::BestRule> rule_of(const catalog::RunContents& run, const Wish& wish) {
-  const catalog::Checkpoint* newest = run.newest();
-  std::optional<format::BestRule> own;
-  if (newest != nullptr) own = newest->manifest.best_rule;
-  if (wish.metric.empty() && !own) {
+  const format::BestRule* const own = run.best_rule(wish.metric);
+  if (wish.metric.empty() && own == nullptr) {
     return Error(Code::kInvalidArgument, concat(wish.run,
                                                 " has no criterion of its own; name one: "
                                                 "--metric NAME --mode min|max; ",
                                                 metrics_there(run)));
   }
-  format::BestRule rule = own.value_or(format::BestRule{});
-  const bool is_own = own && (wish.metric.empty() || wish.metric == own->metric);
-  if (!wish.metric.empty()) rule.metric = wish.metric;
-  if (wish.mode.empty() && !is_own) {
+  format::BestRule rule =
+      own != nullptr ? *own : format::BestRule{.metric = wish.metric, .mode = {}};
+  if (wish.mode.empty() && own == nullptr) {
     return Error(Code::kInvalidArgument,
                  concat("--metric ", wish.metric, ": say by --mode min or max which is better"));
   }

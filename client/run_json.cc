@@ -21,6 +21,7 @@ struct Entry {
   std::uint64_t bytes = 0;
   std::int64_t wall_ns = 0;
   const std::map<std::string, double>* metrics = nullptr;
+  const std::vector<format::BestRule>* best_rules = nullptr;
   const std::vector<std::string>* tags = nullptr;
   const Error* damage = nullptr;
 };
@@ -39,7 +40,17 @@ void append_entry(std::string& json, const Entry& entry) {
       separator = ", ";
     }
   }
-  json += "}, \"tags\": [";
+  json += "}, \"best\": [";
+  separator = "";
+  if (entry.best_rules != nullptr) {
+    for (const format::BestRule& rule : *entry.best_rules) {
+      json += concat(separator, "{\"metric\": ");
+      format::append_json_string(json, rule.metric);
+      json += concat(", \"mode\": \"", rule.mode == format::BestMode::kMin ? "min" : "max", "\"}");
+      separator = ", ";
+    }
+  }
+  json += "], \"tags\": [";
   separator = "";
   for (const std::string& tag : *entry.tags) {
     json += separator;
@@ -62,6 +73,7 @@ Entry entry_of(const catalog::Checkpoint& checkpoint) {
           .bytes = checkpoint.bytes(),
           .wall_ns = checkpoint.manifest.wall_ns,
           .metrics = &checkpoint.manifest.metrics,
+          .best_rules = &checkpoint.manifest.best_rules,
           .tags = &checkpoint.tags,
           .damage = nullptr};
 }
@@ -73,6 +85,7 @@ Entry entry_of(const catalog::DamagedCheckpoint& damaged) {
           .bytes = 0,
           .wall_ns = 0,
           .metrics = nullptr,
+          .best_rules = nullptr,
           .tags = &damaged.tags,
           .damage = &damaged.reason};
 }

@@ -71,7 +71,7 @@ format::Manifest make_manifest(const DurableShard& shard, const SaveRequest& req
   manifest.world_size = request.world_size;
   manifest.wall_ns = request.wall_ns;
   manifest.metrics = request.metrics;
-  manifest.best_rule = request.best_rule;
+  manifest.best_rules = request.best_rules;
   manifest.stillframe_version = STILLFRAME_VERSION;
   manifest.framework = request.framework;
   manifest.python_version = request.python_version;

@@ -33,7 +33,7 @@ struct SaveRequest {
   std::uint32_t world_size = 1;
   std::int64_t wall_ns = 0;
   std::map<std::string, double> metrics;
-  std::optional<format::BestRule> best_rule;
+  std::vector<format::BestRule> best_rules;
   std::string framework;
   std::string python_version;
   bool has_pickle = false;

@@ -285,8 +285,7 @@ Task<std::shared_ptr<ActiveSave>> Run::begin_save(Begin begin,
   request.world_size = options_.world_size;
   request.wall_ns = environment_.clock.wall_ns();
   request.metrics = std::move(begin.metrics);
-  const auto& best = options_.retention.best;
-  if (!best.empty()) request.best_rule = best.front().rule;
+  for (const auto& best : options_.retention.best) request.best_rules.push_back(best.rule);
   request.framework = options_.framework;
   request.python_version = options_.python_version;
   request.has_pickle = begin.has_pickle;

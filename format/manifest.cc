@@ -15,7 +15,6 @@ namespace stillframe::format {
 
 namespace {
 
-constexpr std::size_t kMetricNameBytesMax = 256;
 constexpr std::size_t kVersionBytesMax = 256;
 
 std::string quoted(std::string_view text) {
@@ -38,10 +37,14 @@ std::string metrics_text(const std::map<std::string, double>& metrics) {
   return json + "}";
 }
 
-std::string best_rule_text(const std::optional<BestRule>& rule) {
-  if (!rule) return "null";
-  return concat("{\"metric\": ", quoted(rule->metric),
-                ", \"mode\": ", rule->mode == BestMode::kMin ? "\"min\"" : "\"max\"", "}");
+std::string best_rules_text(const std::vector<BestRule>& rules) {
+  std::string json = "[";
+  for (const BestRule& rule : rules) {
+    if (json.size() > 1) json.append(", ");
+    json.append(concat("{\"metric\": ", quoted(rule.metric), ", \"mode\": \"",
+                       rule.mode == BestMode::kMin ? "min" : "max", "\"}"));
+  }
+  return json + "]";
 }
 
 std::string file_text(std::string_view file, std::uint64_t bytes, std::string_view hash_key,
@@ -105,10 +108,6 @@ Status check_files(const Manifest& manifest) {
 
 }  // namespace
 
-bool is_metric_name(std::string_view name) {
-  return !name.empty() && is_short_text(name, kMetricNameBytesMax);
-}
-
 std::string metric_text(double value) {
   if (std::isnan(value)) return "\"NaN\"";
   if (std::isinf(value)) return value > 0 ? "\"Infinity\"" : "\"-Infinity\"";
@@ -130,12 +129,18 @@ Status check_manifest(const Manifest& manifest) {
   if (manifest.world_size == 0) return bad("world_size: 0");
   for (const auto& [name, value] : manifest.metrics) {
     if (!is_metric_name(name)) {
-      return bad(concat("metrics: ", printable(name), " is not a name of 1 to ",
-                        kMetricNameBytesMax, " bytes of UTF-8 without control characters"));
+      return bad(concat("metrics: ", printable(name),
+                        " is not a name of 1 to 256 bytes of UTF-8 without control characters"));
     }
   }
-  if (manifest.best_rule && !is_metric_name(manifest.best_rule->metric)) {
-    return bad(concat("best_rule: ", printable(manifest.best_rule->metric), " is not a name"));
+  std::set<std::string_view> best_metrics;
+  for (const BestRule& rule : manifest.best_rules) {
+    if (!is_metric_name(rule.metric)) {
+      return bad(concat("best: ", printable(rule.metric), " is not a name"));
+    }
+    if (!best_metrics.insert(rule.metric).second) {
+      return bad(concat("best: ", printable(rule.metric), " stands twice"));
+    }
   }
   for (const auto& version :
        {manifest.stillframe_version, manifest.framework, manifest.python_version}) {
@@ -156,7 +161,7 @@ std::string encode_manifest(const Manifest& manifest) {
       ",\n  \"previous_sequence\": ", optional_number(manifest.previous_sequence),
       ",\n  \"step\": ", manifest.step, ",\n  \"world_size\": ", manifest.world_size,
       ",\n  \"wall_ns\": ", manifest.wall_ns, ",\n  \"metrics\": ", metrics_text(manifest.metrics),
-      ",\n  \"best_rule\": ", best_rule_text(manifest.best_rule),
+      ",\n  \"best\": ", best_rules_text(manifest.best_rules),
       ",\n  \"stillframe_version\": ", quoted(manifest.stillframe_version),
       ",\n  \"framework\": ", quoted(manifest.framework),
       ",\n  \"python_version\": ", quoted(manifest.python_version),

@@ -50,7 +50,7 @@ struct Manifest {
   std::uint32_t world_size = 1;
   std::int64_t wall_ns = 0;               // Information only: nothing is ordered by it.
   std::map<std::string, double> metrics;  // NaN and infinities are written as strings.
-  std::optional<BestRule> best_rule;
+  std::vector<BestRule> best_rules;       // The first is what `best` means. Each metric once.
   std::string stillframe_version;
   std::string framework;       // "torch 2.13.0", from the client
   std::string python_version;  // "3.11.7", or empty
@@ -68,10 +68,6 @@ std::string encode_manifest(const Manifest& manifest);
 // Whether decode_manifest() would accept what encode_manifest() makes of it: kInvalidArgument names
 // the member. Whoever fills a manifest from a client's words asks first.
 Status check_manifest(const Manifest& manifest);
-
-// Whether manifests take it as the name of a metric: 1 to 256 bytes of UTF-8, no control
-// characters.
-bool is_metric_name(std::string_view name);
 
 // kDataLoss: damaged, truncated, trailing bytes, duplicate or unknown keys, values out of range,
 // names that may not occur. kInvalidArgument: intact, but of a newer major format version, which is

@@ -138,18 +138,20 @@ std::map<std::string, double> decode_metrics(Members& members) {
   return metrics;
 }
 
-std::optional<BestRule> decode_best_rule(Members& members) {
-  const JsonValue& value = members.take_or_null("best_rule", Kind::kObject);
-  if (value.kind == Kind::kNull) return std::nullopt;
-  Members rule(value, "best_rule");
-  BestRule best{.metric = rule.text("metric"), .mode = BestMode::kMin};
-  const std::string mode = rule.text("mode");
-  if (mode == "max")
-    best.mode = BestMode::kMax;
-  else if (mode != "min")
-    rule.fail("mode is neither \"min\" nor \"max\"");
-  if (const std::string error = rule.finish(); !error.empty()) members.fail(error);
-  return best;
+std::vector<BestRule> decode_best_rules(Members& members) {
+  std::vector<BestRule> rules;
+  for (const JsonValue& value : members.take("best", Kind::kArray).items) {
+    Members rule(value, "best");
+    BestRule best{.metric = rule.text("metric"), .mode = BestMode::kMin};
+    const std::string mode = rule.text("mode");
+    if (mode == "max")
+      best.mode = BestMode::kMax;
+    else if (mode != "min")
+      rule.fail("mode is neither \"min\" nor \"max\"");
+    if (const std::string error = rule.finish(); !error.empty()) members.fail(error);
+    rules.push_back(std::move(best));
+  }
+  return rules;
 }
 
 template <class Entry>
@@ -238,7 +240,7 @@ Result<Manifest> decode_manifest(std::string_view text) {
   manifest.world_size = members.integer<std::uint32_t>("world_size");
   manifest.wall_ns = members.integer<std::int64_t>("wall_ns");
   manifest.metrics = decode_metrics(members);
-  manifest.best_rule = decode_best_rule(members);
+  manifest.best_rules = decode_best_rules(members);
   manifest.stillframe_version = members.text("stillframe_version");
   manifest.framework = members.text("framework");
   manifest.python_version = members.text("python_version");

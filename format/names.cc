@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::string_view kLatest = "latest";
 constexpr std::string_view kBest = "best";
+constexpr std::string_view kBestOf = "best:";
+constexpr std::size_t kMetricNameBytesMax = 256;
 constexpr std::string_view kStepPrefix = "step-";
 constexpr std::string_view kStepInfix = "-step-";
 constexpr std::string_view kTemporaryPrefix = "tmp-";
@@ -158,9 +160,18 @@ std::optional<TemporaryName> parse_temporary_directory_name(std::string_view tex
   return name;
 }
 
+bool is_metric_name(std::string_view name) {
+  return !name.empty() && name.size() <= kMetricNameBytesMax && is_plain_utf8(name);
+}
+
 Result<Selector> parse_selector(std::string_view text) {
   if (text == kLatest) return Selector{.kind = Selector::Kind::kLatest};
   if (text == kBest) return Selector{.kind = Selector::Kind::kBest};
+  if (text.starts_with(kBestOf)) {
+    const std::string_view metric = text.substr(kBestOf.size());
+    if (!is_metric_name(metric)) return bad_name("selector", text, "names no metric");
+    return Selector{.kind = Selector::Kind::kBest, .metric = std::string(metric)};
+  }
   if (is_digits(text)) {
     const auto sequence = parse_number<std::uint64_t>(text);
     if (!sequence) return bad_name("selector", text, "no sequence is that large");
@@ -178,7 +189,8 @@ Result<Selector> parse_selector(std::string_view text) {
 std::string to_text(const Selector& selector) {
   switch (selector.kind) {
     case Selector::Kind::kLatest: return std::string(kLatest);
-    case Selector::Kind::kBest: return std::string(kBest);
+    case Selector::Kind::kBest:
+      return selector.metric.empty() ? std::string(kBest) : concat(kBestOf, selector.metric);
     case Selector::Kind::kSequence: return std::to_string(selector.sequence);
     case Selector::Kind::kStep: return concat(kStepPrefix, selector.step);
     case Selector::Kind::kTag: return selector.tag;

@@ -60,6 +60,9 @@ struct TemporaryName {
 std::string temporary_directory_name(TemporaryName name);
 std::optional<TemporaryName> parse_temporary_directory_name(std::string_view text);
 
+// Whether it is the name of a metric: 1 to 256 bytes of UTF-8, no control characters.
+bool is_metric_name(std::string_view name);
+
 // What RUN@WHAT names.
 struct Selector {
   enum class Kind : std::uint8_t { kLatest, kBest, kSequence, kStep, kTag };
@@ -67,10 +70,12 @@ struct Selector {
   std::uint64_t sequence = 0;  // kSequence
   std::int64_t step = 0;       // kStep: the newest checkpoint of that step
   std::string tag{};           // kTag; {} so that designated initialisers may leave it out
+  std::string metric{};        // kBest: by this one; empty: by the run's first criterion
   bool operator==(const Selector&) const = default;
 };
 
-// "latest", "best", "12" (a sequence; leading zeros are allowed), "step-1200", or a tag.
+// "latest", "best", "best:METRIC", "12" (a sequence; leading zeros are allowed), "step-1200", or a
+// tag.
 // kInvalidArgument for anything else.
 Result<Selector> parse_selector(std::string_view text);
 std::string to_text(const Selector& selector);

@@ -83,7 +83,9 @@ def criterion_named(criteria: Sequence[Criterion], metric: str | None) -> Criter
         InvalidArgument: there is none; the message says which there are.
     """
     if not criteria:
-        raise InvalidArgument('the best is known only with best=("metric", "min" or "max", count)')
+        raise InvalidArgument(
+            'the run has no criterion of its own; pass best=("metric", "min" or "max", count)'
+        )
     if metric is None:
         return criteria[0]
     for one in criteria:
@@ -91,6 +93,16 @@ def criterion_named(criteria: Sequence[Criterion], metric: str | None) -> Criter
             return one
     known = ", ".join(one.metric for one in criteria)
     raise InvalidArgument(f"best= has no criterion {metric!r}; it has {known}")
+
+
+def stored_criteria(entries: Sequence[Mapping[str, Any]]) -> list[Criterion]:
+    """The criteria of a run's newest checkpoint, for those who were given none."""
+    newest = next((one for one in reversed(entries) if one["damage"] is None), None)
+    return (
+        []
+        if newest is None
+        else [Criterion(one["metric"], one["mode"], 1) for one in newest["best"]]
+    )
 
 
 def best_first(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from stillframe._best import Criterion, best_first, criterion_named
+from stillframe._best import Criterion, best_first, criterion_named, stored_criteria
 from stillframe._layout import PartSpec
 from stillframe._members import SECTIONS, Members
 from stillframe._restore_members import MembersPlan
@@ -127,7 +127,9 @@ class Restorer:
             newest_first = [entry for entry in newest_first if entry["step"] == which]
         elif which == "best" or which.startswith("best:"):
             metric = which.partition(":")[2] or None
-            newest_first = best_first(criterion_named(self._criteria, metric), newest_first)
+            newest_first = best_first(
+                criterion_named(self._criteria or stored_criteria(entries), metric), newest_first
+            )
         elif which != "latest":
             if "\0" in which:
                 raise InvalidArgument(f"the tag {which!r} has a NUL in it")

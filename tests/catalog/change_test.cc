@@ -519,8 +519,8 @@ CATALOG_TEST_SUITE(Links);
 
 TEST_P(Links, point_to_latest_and_best_and_follow_them) {
   const format::BestRule rule{.metric = "loss", .mode = format::BestMode::kMin};
-  commit({.sequence = 1, .metrics = {{"loss", 1}}, .best_rule = rule});
-  const Checkpoint second = commit({.sequence = 2, .metrics = {{"loss", 2}}, .best_rule = rule});
+  commit({.sequence = 1, .metrics = {{"loss", 1}}, .best_rules = {rule}});
+  const Checkpoint second = commit({.sequence = 2, .metrics = {{"loss", 2}}, .best_rules = {rule}});
   refresh_links(*io_, scan());
   EXPECT_EQ(target("latest"), "00000002-step-0");
   EXPECT_EQ(target("best"), "00000001-step-0");

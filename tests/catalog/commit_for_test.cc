@@ -106,7 +106,7 @@ Result<Checkpoint> commit_for_test(uring::IoBackend& io, const std::string& run_
   manifest.sequence = commit.sequence;
   manifest.step = commit.step;
   manifest.metrics = commit.metrics;
-  manifest.best_rule = commit.best_rule;
+  manifest.best_rules = commit.best_rules;
   manifest.stillframe_version = "0.1.0";
 
   auto done = io.make_directory(directory);

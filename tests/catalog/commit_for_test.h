@@ -28,7 +28,7 @@ struct TestCommit {
   std::vector<std::uint64_t> tensor_bytes = {5000, 70000};
   std::size_t header_tensor_count = 0;  // Empty tensors with long names, in every part.
   std::map<std::string, double> metrics = {};
-  std::optional<format::BestRule> best_rule = {};
+  std::vector<format::BestRule> best_rules = {};
 };
 
 // The bytes of part `index` as the file should hold them.

@@ -284,7 +284,7 @@ RunContents contents_with(const std::vector<double>& values, format::BestMode mo
     one.path = concat("run/", i);
     one.manifest.sequence = i + 1;
     one.manifest.metrics["score"] = values[i];
-    one.manifest.best_rule = format::BestRule{.metric = "score", .mode = mode};
+    one.manifest.best_rules = {{.metric = "score", .mode = mode}};
     contents.checkpoints.push_back(one);
   }
   return contents;
@@ -320,7 +320,7 @@ TEST(Best, needs_a_rule_and_a_metric_of_that_name) {
   RunContents contents = contents_with({1, 2}, format::BestMode::kMax);
   const format::BestRule other{.metric = "accuracy", .mode = format::BestMode::kMax};
   EXPECT_EQ(contents.best(&other), nullptr);
-  contents.checkpoints.back().manifest.best_rule.reset();
+  contents.checkpoints.back().manifest.best_rules.clear();
   EXPECT_EQ(contents.best(), nullptr);
   auto selected = select(contents, {.kind = format::Selector::Kind::kBest});
   ASSERT_FALSE(selected);

@@ -39,10 +39,12 @@ class Cli : public testing::Test {
   }
 
   std::string commit(std::uint64_t sequence, std::int64_t step,
-                     const std::map<std::string, double>& metrics = {}) {
+                     const std::map<std::string, double>& metrics = {},
+                     const std::vector<format::BestRule>& best_rules = {
+                         {.metric = "loss", .mode = format::BestMode::kMin}}) {
     catalog::TestCommit commit{.sequence = sequence, .step = step};
     commit.metrics = metrics;
-    commit.best_rule = format::BestRule{.metric = "loss", .mode = format::BestMode::kMin};
+    commit.best_rules = best_rules;
     auto checkpoint = catalog::commit_for_test(*io_, run_, commit);
     check(checkpoint.has_value(), "a checkpoint is committed");
     return checkpoint->path;
@@ -210,6 +212,25 @@ TEST_F(Cli, best_ranks_by_a_metric_and_names_what_there_is) {
   EXPECT_NE(unsaid.exit_code, 0);
   EXPECT_TRUE(unsaid.err.find("--mode min or max") != std::string::npos) << unsaid.err;
   EXPECT_EQ(stillframe({"best", run_, "--mode", "least"}).exit_code, 2);
+}
+
+TEST_F(Cli, best_of_a_metric_is_a_selector_where_the_run_has_that_criterion) {
+  commit(1, 100, {{"loss", 0.25}, {"score", 3}});
+  commit(2, 200, {{"loss", 0.5}, {"score", 9}},
+         {{.metric = "loss", .mode = format::BestMode::kMin},
+          {.metric = "score", .mode = format::BestMode::kMax}});
+  const auto shown = [&](const std::string& selector) {
+    return stillframe({"show", run_ + "@" + selector, "--json"}).json().at("sequence").as_int64();
+  };
+  EXPECT_EQ(shown("best"), 1);
+  EXPECT_EQ(shown("best:loss"), 1);
+  EXPECT_EQ(shown("best:score"), 2);
+  const Outcome other = stillframe({"show", run_ + "@best:f1"});
+  EXPECT_EQ(other.exit_code, 3);
+  EXPECT_NE(other.err.find("it has loss, score"), std::string::npos) << other.err;
+  // Then its mode need not be said either.
+  const json::value document = stillframe({"best", run_, "--metric", "score", "--json"}).json();
+  EXPECT_EQ(document.at("mode").as_string(), "max");
 }
 
 TEST_F(Cli, a_version_is_a_tag_and_a_name_of_another_meaning_is_none) {

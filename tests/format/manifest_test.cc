@@ -23,7 +23,7 @@ Manifest example() {
   manifest.step = 1200;
   manifest.wall_ns = 1'790'000'000'000'000'000;
   manifest.metrics = {{"loss", 0.1}, {"accuracy", 1.0}, {"val/\"top-5\" \xc3\xa9", -0.0}};
-  manifest.best_rule = BestRule{.metric = "loss", .mode = BestMode::kMin};
+  manifest.best_rules = {{.metric = "loss", .mode = BestMode::kMin}};
   manifest.stillframe_version = "0.1.0";
   manifest.framework = "torch 2.13.0";
   manifest.python_version = "3.11.7";
@@ -73,7 +73,7 @@ TEST(Manifest, of_many_ranks_and_of_nothing_reads_back_equal) {
   ranks.states = {{"state.rank00000-of-00002.json", 1, {}},
                   {"state.rank00001-of-00002.json", 1, {}}};
   ranks.has_pickle = true;
-  ranks.best_rule->mode = BestMode::kMax;
+  ranks.best_rules[0].mode = BestMode::kMax;
   ASSERT_TRUE(decode_manifest(encode_manifest(ranks)))
       << decode_manifest(encode_manifest(ranks)).error().message();
   EXPECT_EQ(*decode_manifest(encode_manifest(ranks)), ranks);
@@ -265,7 +265,8 @@ TEST(Manifest, check_refuses_what_decode_would_refuse) {
   EXPECT_TRUE(refuses([](Manifest& m) { m.metrics[""] = 1; }));
   EXPECT_TRUE(refuses([](Manifest& m) { m.metrics["a\nb"] = 1; }));
   EXPECT_TRUE(refuses([](Manifest& m) { m.metrics[std::string(257, 'm')] = 1; }));
-  EXPECT_TRUE(refuses([](Manifest& m) { m.best_rule->metric = "\xff"; }));
+  EXPECT_TRUE(refuses([](Manifest& m) { m.best_rules[0].metric = "\xff"; }));
+  EXPECT_TRUE(refuses([](Manifest& m) { m.best_rules.push_back(m.best_rules[0]); }));
   EXPECT_TRUE(refuses([](Manifest& m) { m.framework = std::string(257, 'f'); }));
   EXPECT_TRUE(refuses([](Manifest& m) { m.python_version = "3\x01"; }));
   EXPECT_TRUE(refuses([](Manifest& m) { m.parts[0].file = "a/b.safetensors"; }));

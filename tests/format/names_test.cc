@@ -162,6 +162,7 @@ TEST(Selector, goes_to_text_and_back) {
   const std::pair<Selector, const char*> kTable[] = {
       {{.kind = Kind::kLatest}, "latest"},
       {{.kind = Kind::kBest}, "best"},
+      {{.kind = Kind::kBest, .metric = "val loss@2"}, "best:val loss@2"},
       {{.kind = Kind::kSequence, .sequence = 12}, "12"},
       {{.kind = Kind::kSequence, .sequence = 0}, "0"},
       {{.kind = Kind::kSequence, .sequence = kMaxU64}, "18446744073709551615"},
@@ -186,7 +187,8 @@ TEST(Selector, goes_to_text_and_back) {
 TEST(Selector, that_names_nothing_is_refused) {
   for (const std::string& text :
        {""s, "18446744073709551616"s, "step-9223372036854775808"s, "a b"s, "a/b"s, "a@b"s, ".."s,
-        "latest\0"s, "00000012-step-1200"s, std::string(129, '1'), std::string(129, 'a')}) {
+        "latest\0"s, "00000012-step-1200"s, "best:"s, "best:a\nb"s, "best:" + std::string(257, 'm'),
+        std::string(129, '1'), std::string(129, 'a')}) {
     const auto parsed = parse_selector(text);
     ASSERT_FALSE(parsed) << printable(text);
     EXPECT_EQ(parsed.error().code(), Code::kInvalidArgument);

@@ -117,7 +117,7 @@ Example make_example() {
   manifest.step = 1200;
   manifest.wall_ns = 1'790'000'000'000'000'000;
   manifest.metrics = {{"accuracy", 1.0}, {"loss", 0.25}};
-  manifest.best_rule = BestRule{.metric = "loss", .mode = BestMode::kMin};
+  manifest.best_rules = {{.metric = "loss", .mode = BestMode::kMin}};
   manifest.stillframe_version = "0.1.0";
   manifest.framework = "torch 2.13.0";
   manifest.python_version = "3.11.7";

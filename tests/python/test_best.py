@@ -173,6 +173,28 @@ def test_load_best_loads_weights_and_nothing_else(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_best_of_a_run_is_known_to_a_checkpointer_that_was_given_no_criterion(
+    tmp_path: Path,
+) -> None:
+    model = nn.Linear(1, 1)
+    with stillframe.Checkpointer(
+        tmp_path / "run", model=model, best=[("loss", "min", 1), ("score", "max", 1)]
+    ) as checkpointer:
+        for step, loss, score in ((1, 0.1, 5.0), (2, 0.5, 9.0), (3, 0.4, 7.0)):
+            model.weight.data.fill_(step)
+            checkpointer.save(step, metrics={"loss": loss, "score": score})
+    with stillframe.Checkpointer(tmp_path / "run", model=nn.Linear(1, 1)) as checkpointer:
+        for best, step in ((None, 1), ("loss", 1), ("score", 2)):
+            restored = checkpointer.load_best(best)
+            assert restored is not None
+            assert restored.step == step
+        with pytest.raises(stillframe.InvalidArgument, match="it has loss, score"):
+            checkpointer.load_best("f1")
+    for selector, step in (("best", 1), ("best:loss", 1), ("best:score", 2)):
+        loaded = stillframe.load_model(f"{tmp_path / 'run'}@{selector}")
+        assert loaded.weight.item() == step
+
+
 def test_the_best_without_best_says_what_is_missing(tmp_path: Path) -> None:
     with stillframe.Checkpointer(tmp_path / "run", model=nn.Linear(1, 1)) as checkpointer:
         checkpointer.save(0, metrics={"loss": 1.0}).wait(timeout=30)

@@ -17,6 +17,13 @@
 
 namespace stillframe::testing {
 
+// Kernels run on the CPU; a sanitizer makes them ten times as slow once more.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kIsSanitized = true;
+#else
+inline constexpr bool kIsSanitized = false;
+#endif
+
 // A daemon of its own and a trainer with tensors on GPUs, whatever driver there is.
 class GpuLane : public ::testing::Test {
  protected:
