@@ -256,14 +256,13 @@ SF_API int sf_checkpoint_remove(sf_session* session, uint64_t sequence, uint32_t
 /* ---- read (no daemon needed) ----------------------------------------------------------------- */
 
 /* A JSON array of the run's checkpoints, oldest first: {"sequence", "step", "path", "bytes",
- * "wall_ns", "metrics", "best", "tags", "damage"}; best is a list of {"metric", "mode"}, damage null
- * or a reason. A run that does not exist
- * gives []. Free with sf_free(). */
+ * "wall_ns", "metrics", "best", "tags", "damage"}; best is a list of {"metric", "mode"}, damage
+ * null or a reason. A run that does not exist gives []. Free with sf_free(). */
 SF_API int sf_run_list(const char* run_path, char** json, sf_error* error);
 
-/* Opens one by selector: "latest", "best", "best:METRIC", "12" (sequence), "step-1200", or a tag. `session` may be
- * NULL; with one, a snapshot that the daemon still has in memory is used instead of the disk.
- * Checks manifest, sums, headers and state.json; SF_DATA_LOSS names the damage. */
+/* Opens one by selector: "latest", "best", "best:METRIC", "12" (sequence), "step-1200", or a tag.
+ * `session` may be NULL; with one, a snapshot that the daemon still has in memory is used instead
+ * of the disk. Checks manifest, sums, headers and state.json; SF_DATA_LOSS names the damage. */
 SF_API int sf_checkpoint_open(const char* run_path, const char* selector, sf_session* session,
                               sf_checkpoint** checkpoint, sf_error* error);
 SF_API void sf_checkpoint_close(sf_checkpoint* checkpoint);
