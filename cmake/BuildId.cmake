@@ -3,7 +3,7 @@
 # configures; an incremental build keeps it.
 function(stillframe_build_id variable)
   set(text "")
-  foreach(folder base shm format uring catalog kernels client daemon cli)
+  foreach(folder base shm format uring catalog cuda kernels client daemon cli)
     file(GLOB files RELATIVE "${PROJECT_SOURCE_DIR}" "${PROJECT_SOURCE_DIR}/${folder}/*.h"
       "${PROJECT_SOURCE_DIR}/${folder}/*.cc" "${PROJECT_SOURCE_DIR}/${folder}/*.fbs")
     list(SORT files)

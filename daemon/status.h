@@ -24,7 +24,7 @@ struct DaemonStatus {
   std::vector<const Run*> runs;
 };
 
-// One JSON object; its members are in docs/PROTOCOL.md. At most 60 KB, so that it fits a message:
+// One JSON object. At most 60 KB, so that it fits a message:
 // of very many runs the last are left out and "truncated" says so.
 std::string to_json(const DaemonStatus& status);
 
