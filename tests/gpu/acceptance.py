@@ -241,6 +241,21 @@ def training_figures(machine: Machine, seconds: float) -> dict[str, Any]:
     return {"rows": [json.dumps(row) for row in summaries]}
 
 
+def capture_figures(machine: Machine, seconds: float) -> dict[str, Any]:
+    """Of each lane: a loop of products beside a capture, the rate to the host, memory taken."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        command = [sys.executable, BUNDLE / "bench" / "gpu_capture.py", "--directory", folder]
+        command += ["--device", machine.device]
+        command += ["--mib", "32", "--rounds", "1"] if machine.is_simulated else []
+        output = machine.run(command, seconds, STILLFRAME_SOCKET="", XDG_RUNTIME_DIR=folder)
+    rows = [json.loads(line) for line in output.splitlines()]
+    lanes = [row for row in rows if row["benchmark"] == "gpu_capture_lane"]
+    assert [row["lane"] for row in lanes] == list(LANES), output[-800:]
+    if not machine.is_simulated:
+        assert all(row["lane_in_use"] == row["lane"] for row in lanes), lanes
+    return {"rows": [json.dumps(row) for row in lanes]}
+
+
 def correctness(machine: Machine, report: Report) -> None:
     """Random layouts through the lane; real trainings that are killed."""
     repeats = 1 if machine.is_quick else 20
@@ -267,6 +282,7 @@ def correctness(machine: Machine, report: Report) -> None:
 def figures(machine: Machine, report: Report) -> None:
     """Each figure beside its ceiling of the same run."""
     report.check("kernels", lambda rest: kernel_figures(machine, rest))
+    report.check("beside a capture", lambda rest: capture_figures(machine, rest))
     report.check("lost step time", lambda rest: training_figures(machine, rest))
 
 
