@@ -84,3 +84,26 @@ def test_two_saves_without_a_step_between_them_are_both_durable(tmp_path: Path) 
         second = checkpointer.save(2)
         first.wait()
         second.wait()
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"lane": "fast"}, "lane is 'fast'"),
+        ({"gpu_ring_bytes": -1}, "gpu_ring_bytes is -1"),
+        ({"gpu_ring_bytes": 1.5}, "gpu_ring_bytes is 1.5"),
+    ],
+)
+def test_a_wish_that_is_none_is_refused_at_once(
+    tmp_path: Path, wish: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(stillframe.InvalidArgument, match=message):
+        stillframe.Checkpointer(tmp_path / "run", model=training.make().model, **wish)
+
+
+@pytest.mark.parametrize("lane", ["pinned", "hbm", "ipc"])
+def test_tensors_of_the_cpu_have_one_lane_whatever_is_asked_for(tmp_path: Path, lane: Any) -> None:
+    run = training.make()
+    with run.checkpointer(tmp_path / "run", lane=lane, gpu_ring_bytes=0) as checkpointer:
+        checkpointer.save(0).wait()
+        assert checkpointer.status["lane"] == "host"
