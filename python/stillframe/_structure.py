@@ -29,8 +29,10 @@ _IGNORED_ARGUMENTS = frozenset(
     {"self", "args", "kwargs", "device", "dtype", "size_average", "reduce", "min_value"}
     | {"max_value"}
 )
-# Besides every module's own: the mark that torch.compile leaves on what it has wrapped.
-_BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"_is_torch_compile"}
+# Besides every module's own: what torch.compile, and Lightning's in its place, leave on a module
+# that they have wrapped.
+_COMPILE_MARKS = {"_is_torch_compile", "_compile_kwargs"}
+_BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | _COMPILE_MARKS
 _HOOKS = tuple(name for name in sorted(_BASE_ATTRIBUTES) if "hook" in name and name[0] == "_")
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": functional.relu,

@@ -110,8 +110,16 @@ def _export(given: argparse.Namespace) -> dict[str, Any]:
         return {"bytes": bar.done_bytes, "files": files, "notes": notes}
 
 
-def _export_keras(given: argparse.Namespace) -> dict[str, Any]:
+def _hush_tensorflow() -> None:
+    """Before it is imported: what it says of itself is not ours to tell."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # On processors with matrix units it speaks of oneDNN whatever that level is. Nothing is
+    # computed here.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+def _export_keras(given: argparse.Namespace) -> dict[str, Any]:
+    _hush_tensorflow()
     from stillframe import _convert_keras
     from stillframe._session import list_run
 
@@ -130,7 +138,7 @@ def _export_keras(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan_keras(given: argparse.Namespace) -> dict[str, Any]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _hush_tensorflow()
     from stillframe import _convert_keras
 
     return _convert_keras.plan(given.source, only_model=given.only is not None)

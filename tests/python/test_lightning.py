@@ -18,6 +18,7 @@ from torch import nn
 
 import lightning_training as lt
 from daemon import kill_daemon
+from stillframe._recipe import checkpoint_recipe
 from stillframe._session import list_run
 from stillframe._step_watch import step_watch
 from stillframe._stub import read_stub, write_stub
@@ -507,3 +508,11 @@ def test_the_plugin_is_pickled_without_what_it_holds(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(loop.io))
     assert copy.load_checkpoint(tmp_path / "a.ckpt")["global_step"] == 1
     copy.teardown()
+
+
+def test_a_model_that_lightnings_compile_has_wrapped_says_how_it_is_made() -> None:
+    # Importing Lightning replaces torch.compile by one that leaves a mark on the module.
+    compiled = torch.compile(nn.Sequential(nn.Linear(2, 2)))
+    recipe = checkpoint_recipe(compiled)
+    assert recipe is not None
+    assert "structure" in recipe
