@@ -212,18 +212,8 @@ Status GpuDevice::upload(const Layout& layout, std::byte* staging) {
     if (!found) return std::move(found).error();
     staging_address = *found;
   }
-  struct Place {
-    std::uint64_t pieces = 0;
-    std::uint64_t first_piece = 0;
-  };
-  uploaded_.clear();
-  const auto append = [this](const void* data, std::size_t bytes) {
-    const std::uint64_t offset = uploaded_.size();
-    uploaded_.resize(offset + round_up(bytes, sizeof(kernels::Quad)));
-    std::memcpy(uploaded_.data() + offset, data, bytes);
-    return offset;
-  };
-  std::vector<Place> places(layout.parts.size());
+  tables_.clear();
+  std::vector<std::size_t> images(layout.parts.size());  // Of a part among the tables.
   for (const GpuPlan::PartPieces& part : share_->parts) {
     std::vector<kernels::Piece> pieces;
     pieces.reserve(part.pieces.size());
@@ -238,29 +228,20 @@ Status GpuDevice::upload(const Layout& layout, std::byte* staging) {
                         .image_offset = piece.image_offset,
                         .bytes = piece.bytes});
     }
-    const auto first = kernels::first_pieces(pieces, layout.parts[part.part].image.bytes);
-    places[part.part] = {.pieces = append(pieces.data(), pieces.size() * sizeof(kernels::Piece)),
-                         .first_piece = append(first.data(), first.size() * sizeof(std::uint32_t))};
+    images[part.part] = tables_.add(pieces, layout.parts[part.part].image.bytes);
   }
-  auto grown = grow(tables_, uploaded_.size());
+  const ConstBytes bytes = tables_.bytes();
+  auto grown = grow(gpu_tables_, bytes.size());
   if (!grown) return grown;
   jobs_.clear();
   for (const GpuPlan::Chunk& chunk : share_->chunks) {
-    const Place& place = places[chunk.part];
-    jobs_.push_back(
-        {.pieces = address_of<const kernels::Piece>(tables_.buffer.get() + place.pieces),
-         .first_piece = address_of<const std::uint32_t>(tables_.buffer.get() + place.first_piece),
-         .image_bytes = layout.parts[chunk.part].image.bytes,
-         .first_extent = chunk.first_extent,
-         .extent_count = chunk.extent_count,
-         .image = nullptr,
-         .extent_hashes = address_of<std::uint64_t>(hashes_.buffer.get() +
-                                                    chunk.first_hash * sizeof(std::uint64_t)),
-         .damaged = nullptr});
+    jobs_.push_back(tables_.job(images[chunk.part], gpu_tables_.buffer.get(), chunk.first_extent,
+                                chunk.extent_count,
+                                hashes_.buffer.get() + chunk.first_hash * sizeof(std::uint64_t)));
   }
   const cuda::Current current(*context_);
   return check("copy the descriptors to a GPU",
-               calls().cuMemcpyHtoDAsync(tables_.buffer.get(), uploaded_.data(), uploaded_.size(),
+               calls().cuMemcpyHtoDAsync(gpu_tables_.buffer.get(), bytes.data(), bytes.size(),
                                          pack_stream_.get()));
 }
 

@@ -15,6 +15,7 @@
 #include "client/layout.h"
 #include "cuda/resources.h"
 #include "kernels/gpu_launch.h"
+#include "kernels/pack_table.h"
 
 namespace stillframe::client {
 
@@ -137,8 +138,8 @@ class GpuDevice {
   const GpuPlan::Share* share_ = nullptr;
   const Layout* layout_ = nullptr;
 
-  Grown tables_;                        // For each part its pieces, then its first_piece.
-  std::vector<std::byte> uploaded_;     // The same, read by the copy to there.
+  kernels::PackTables tables_;  // Read by the copy to the next.
+  Grown gpu_tables_;
   std::vector<kernels::PackJob> jobs_;  // By chunk, but for `image`.
   Grown early_;
   Grown hashes_;

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <utility>
 
 #include "base/check.h"
 #include "base/text.h"
 #include "cuda/pointer.h"
-#include "kernels/pack_table.h"
 
 namespace stillframe::daemon {
 
@@ -82,13 +80,11 @@ Status GpuPacker::reserve(std::uint64_t ring_bytes_max) {
   places_ = kernels::ring_places(bytes, ring_bytes);
   std::uint64_t tables_bytes = 0;
   for (const shm::GpuPlan::Part& part : plan_.parts) {
-    const std::uint64_t extents = (part.image_bytes + kExtentBytes - 1) / kExtentBytes;
-    tables_bytes += round_up(part.piece_count * sizeof(kernels::Piece), sizeof(kernels::Quad)) +
-                    round_up((extents + 1) * sizeof(std::uint32_t), sizeof(kernels::Quad));
+    tables_bytes += kernels::PackTables::bytes_for(part.piece_count, part.image_bytes);
   }
   auto tables = cuda::allocate(context_, tables_bytes);
   if (!tables) return std::move(tables).error();
-  tables_ = *std::move(tables);
+  gpu_tables_ = *std::move(tables);
   auto hashes = cuda::allocate(context_, hash_count * sizeof(std::uint64_t));
   if (!hashes) return std::move(hashes).error();
   hashes_ = *std::move(hashes);
@@ -146,18 +142,7 @@ Status GpuPacker::begin(std::uint64_t arena_offset, std::uint32_t fence_value) {
 
 // The descriptors, with the addresses that the allocations have this time, in one copy.
 Status GpuPacker::upload() {
-  struct Place {
-    std::uint64_t pieces = 0;
-    std::uint64_t first_piece = 0;
-  };
-  std::vector<Place> places;
-  uploaded_.clear();
-  const auto append = [this](const void* data, std::size_t bytes) {
-    const std::uint64_t offset = uploaded_.size();
-    uploaded_.resize(offset + round_up(bytes, sizeof(kernels::Quad)));
-    if (bytes > 0) std::memcpy(uploaded_.data() + offset, data, bytes);
-    return offset;
-  };
+  tables_.clear();
   std::size_t next = 0;
   for (const shm::GpuPlan::Part& part : plan_.parts) {
     std::vector<kernels::Piece> pieces;
@@ -169,29 +154,20 @@ Status GpuPacker::upload() {
                         .image_offset = piece.image_offset,
                         .bytes = piece.bytes});
     }
-    const auto first = kernels::first_pieces(pieces, part.image_bytes);
-    places.push_back({.pieces = append(pieces.data(), pieces.size() * sizeof(kernels::Piece)),
-                      .first_piece = append(first.data(), first.size() * sizeof(std::uint32_t))});
+    (void)tables_.add(pieces, part.image_bytes);
   }
   jobs_.clear();
   for (std::size_t i = 0; i < plan_.chunks.size(); ++i) {
     const shm::GpuPlan::Chunk& chunk = plan_.chunks[i];
-    const Place& place = places[chunk.part];
-    jobs_.push_back(
-        {.pieces = address_of<const kernels::Piece>(tables_.get() + place.pieces),
-         .first_piece = address_of<const std::uint32_t>(tables_.get() + place.first_piece),
-         .image_bytes = plan_.parts[chunk.part].image_bytes,
-         .first_extent = chunk.first_extent,
-         .extent_count = chunk.extent_count,
-         .image = nullptr,
-         .extent_hashes =
-             address_of<std::uint64_t>(hashes_.get() + first_hash_[i] * sizeof(std::uint64_t)),
-         .damaged = nullptr});
+    jobs_.push_back(tables_.job(chunk.part, gpu_tables_.get(), chunk.first_extent,
+                                chunk.extent_count,
+                                hashes_.get() + first_hash_[i] * sizeof(std::uint64_t)));
   }
+  const ConstBytes bytes = tables_.bytes();
   const cuda::Current current(*context_);
   return check("copy the descriptors to a GPU",
-               context_->calls().cuMemcpyHtoDAsync(tables_.get(), uploaded_.data(),
-                                                   uploaded_.size(), stream_.get()));
+               context_->calls().cuMemcpyHtoDAsync(gpu_tables_.get(), bytes.data(), bytes.size(),
+                                                   stream_.get()));
 }
 
 Status GpuPacker::launch(std::size_t index) {

@@ -13,6 +13,7 @@
 #include "cuda/shared_buffer.h"
 #include "daemon/gpu_drain.h"
 #include "kernels/gpu_launch.h"
+#include "kernels/pack_table.h"
 #include "kernels/ring_places.h"
 #include "shm/gpu_plan.h"
 
@@ -78,10 +79,10 @@ class GpuPacker {
 
   std::vector<std::uint64_t> first_hash_;  // By chunk; the last is how many there are.
   std::vector<kernels::RingPlace> places_;
-  std::vector<std::byte> uploaded_;
+  kernels::PackTables tables_;
   std::vector<kernels::PackJob> jobs_;  // By chunk, but for `image`.
   cuda::DeviceBuffer ring_;
-  cuda::DeviceBuffer tables_;
+  cuda::DeviceBuffer gpu_tables_;
   cuda::DeviceBuffer hashes_;
   cuda::HostBuffer host_hashes_;
 
