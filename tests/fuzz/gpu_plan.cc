@@ -26,7 +26,7 @@ std::vector<int> count_pieces(const shm::GpuPlan& plan, std::size_t part) {
 }  // namespace
 
 bool gpu_plan(ConstBytes input) {
-  constexpr std::uint64_t kSmallBytes = std::uint64_t{4} << 20U;
+  constexpr std::uint64_t kSmallBytes = std::uint64_t{64} << 10U;
   if (input.size() < 8) return false;
   const std::uint64_t slot_bytes = load_u64(input.data());
   const auto plan = shm::decode_gpu_plan(input.subspan(8), slot_bytes);
