@@ -32,11 +32,7 @@ class MayLeak {
 
 // Of the calls that fail; a sanitizer's build takes a part of those that the plain one takes all
 // of.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr std::uint64_t kStride = 7;
-#else
-constexpr std::uint64_t kStride = 1;
-#endif
+constexpr std::uint64_t kStride = kIsSanitized ? 7 : 1;
 
 class GpuCapture : public GpuLane {
  protected:

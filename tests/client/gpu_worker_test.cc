@@ -16,11 +16,7 @@
 namespace stillframe::testing {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kStride = 7;
-#else
-constexpr int kStride = 1;
-#endif
+constexpr int kStride = kIsSanitized ? 7 : 1;
 
 class FailingWorker : public GpuLane, public ::testing::WithParamInterface<const char*> {
  protected:
