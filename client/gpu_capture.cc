@@ -87,7 +87,7 @@ Status GpuCapture::plan(const std::shared_ptr<const Layout>& layout,
     driver_ = *std::move(driver);
   }
   if (std::ranges::any_of(devices_,
-                          [](const auto& entry) { return entry.second->is_worker_gone(); })) {
+                          [](const auto& entry) { return entry.second->wants_worker(); })) {
     is_planned_ = false;
   }
   auto changed = tensors_.update(*driver_, layout, sources, is_lazy);

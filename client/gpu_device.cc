@@ -1,6 +1,7 @@
 #include "client/gpu_device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -17,6 +18,10 @@ namespace {
 // block is never waiting long behind the trainer's.
 constexpr std::uint32_t kBlockCount = 256;
 constexpr std::uint64_t kWorkerPatienceMs = 5'000;
+// Until a worker is asked for again. The trainer waits for the answer, mostly an instant, at worst
+// as long as for a worker that does not come up: so less and less often.
+constexpr std::chrono::seconds kRetryMin{5};
+constexpr std::chrono::seconds kRetryMax{3'600};
 constexpr std::size_t kSamples = 8;
 constexpr std::uint64_t kSampleBytes = 4096;
 
@@ -140,10 +145,20 @@ void GpuDevice::connect(const Layout& layout, const Setting& setting) {
   if (!connected) {
     worker_reason_ = connected.error().message();
     drop_worker();
+    retry_wait_ =
+        std::clamp<std::chrono::steady_clock::duration>(2 * retry_wait_, kRetryMin, kRetryMax);
+    retry_at_ = std::chrono::steady_clock::now() + retry_wait_;
     return;
   }
+  retry_wait_ = {};
   window_ = {};
   window_reason_.clear();
+}
+
+bool GpuDevice::wants_worker() {
+  if (ring_) return ring_->is_gone();
+  if (lease_) return lease_->is_gone();
+  return !worker_reason_.empty() && std::chrono::steady_clock::now() >= retry_at_;
 }
 
 Result<shm::Channel> GpuDevice::open_worker(const Setting& setting) const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -59,8 +60,9 @@ class GpuDevice {
   GpuLane lane() const noexcept {
     return lease_ ? GpuLane::kIpc : ring_ ? GpuLane::kHbm : GpuLane::kPinned;
   }
-  // Whether the worker has gone; then prepare() anew.
-  bool is_worker_gone() { return (ring_ && ring_->is_gone()) || (lease_ && lease_->is_gone()); }
+  // Whether prepare() anew may bring a worker: it has gone, or there was none and that is a while
+  // ago.
+  bool wants_worker();
   // It is for an arena that is no more.
   void drop_worker() noexcept {
     ring_.reset();
@@ -162,6 +164,8 @@ class GpuDevice {
   std::size_t sampled_count_ = 0;  // Of all.
   cuda::HostBuffer sampled_;
   std::string worker_reason_;
+  std::chrono::steady_clock::duration retry_wait_{};  // Longer each time that there is none.
+  std::chrono::steady_clock::time_point retry_at_;
   std::byte* staging_ = nullptr;
   std::uint64_t staging_bytes_ = 0;
   std::size_t enqueued_count_ = 0;  // Of this capture.

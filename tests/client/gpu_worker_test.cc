@@ -23,6 +23,15 @@ class FailingWorker : public GpuLane, public ::testing::WithParamInterface<const
   void SetUp() override {
     if (kernels::gpu_image().empty()) GTEST_SKIP() << "built without nvcc";
   }
+  // Until CUDA_MPS_PIPE_DIRECTORY is unset.
+  void pretend_mps() {
+    const std::string folder = directory_.path("mps");
+    ASSERT_EQ(::mkdir(folder.c_str(), 0700), 0);
+    std::FILE* const control = std::fopen((folder + "/control").c_str(), "w");
+    ASSERT_NE(control, nullptr);
+    std::fclose(control);
+    ASSERT_EQ(::setenv("CUDA_MPS_PIPE_DIRECTORY", folder.c_str(), 1), 0);
+  }
   // A save that works in lane pinned, and what is said about that.
   std::string reason_for_pinned(std::vector<Tensor> tensors = GpuTrainer::mixed_tensors(),
                                 std::uint64_t ring_bytes = 0) {
@@ -64,16 +73,31 @@ TEST_P(FailingWorker, is_not_asked_for_a_ring_of_no_bytes) {
 
 TEST_P(FailingWorker, is_not_started_under_mps) {
   start_daemon();
-  const std::string folder = directory_.path("mps");
-  ASSERT_EQ(::mkdir(folder.c_str(), 0700), 0);
-  std::FILE* const control = std::fopen((folder + "/control").c_str(), "w");
-  ASSERT_NE(control, nullptr);
-  std::fclose(control);
-  ASSERT_EQ(::setenv("CUDA_MPS_PIPE_DIRECTORY", folder.c_str(), 1), 0);
+  pretend_mps();
   const std::string said = reason_for_pinned();
   (void)::unsetenv("CUDA_MPS_PIPE_DIRECTORY");
   EXPECT_NE(said.find("MPS is in use"), std::string::npos) << said;
   EXPECT_EQ(worker_pid(), 0);
+}
+
+TEST_P(FailingWorker, is_asked_for_again_after_a_while) {
+  start_daemon();
+  auto& trainer = train(GpuTrainer::mixed_tensors(), {.name = GetParam()});
+  pretend_mps();
+  trainer.fill(1);
+  EXPECT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  (void)::unsetenv("CUDA_MPS_PIPE_DIRECTORY");
+  const std::string in_use = std::string("\"lane\": \"") + GetParam();
+  EXPECT_EQ(trainer.describe().find(in_use), std::string::npos) << trainer.describe();
+  for (std::int64_t step = 2; step < 40; ++step) {
+    trainer.fill(step);
+    ASSERT_EQ(trainer.save_durable(step), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.judge_newest(step), "");
+    if (trainer.describe().find(in_use) != std::string::npos) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  }
+  EXPECT_NE(trainer.describe().find(in_use), std::string::npos) << trainer.describe();
+  EXPECT_EQ(trainer.close(), SF_OK);
 }
 
 TEST_P(FailingWorker, that_dies_three_times_within_a_minute_is_given_up) {

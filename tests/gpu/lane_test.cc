@@ -356,6 +356,13 @@ class GpuWorker : public GpuLane, public ::testing::WithParamInterface<const cha
     EXPECT_GT(pid, 0) << trainer.describe();
     return pid;
   }
+  // Until then the daemon may hand a client to the one that dies, whose save takes the other lane.
+  void await_end_of(pid_t pid) {
+    for (int i = 0; i < 500 && worker_pid() == pid; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_NE(worker_pid(), pid);
+  }
   static std::vector<Tensor> tensors_of_a_gpu() {
     const std::uint64_t part = kIsSanitized ? 3 : 1;
     return {{.place = Place::kGpu0, .bytes = 3'500'000 / part, .is_lazy = true},
@@ -368,7 +375,7 @@ TEST_P(GpuWorker, that_dies_between_saves_is_replaced_before_the_next) {
   auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
   const pid_t first = start_worker(trainer, 1);
   (void)::kill(first, SIGKILL);
-  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  await_end_of(first);
   EXPECT_NE(start_worker(trainer, 2), first);
   EXPECT_NE(trainer.describe().find(std::string("\"lane\": \"") + GetParam()), std::string::npos)
       << trainer.describe();
@@ -408,6 +415,7 @@ TEST_P(GpuWorker, that_dies_during_a_copy_fails_that_save_within_a_second_and_no
       ASSERT_EQ(trainer.wait_durable(ticket), SF_OK);
       EXPECT_EQ(trainer.judge_newest(3 * round + 1), "");
     }
+    await_end_of(pid);
     EXPECT_NE(start_worker(trainer, 3 * round + 2), pid);
     EXPECT_EQ(trainer.close(), SF_OK);
     trainer_.reset();
@@ -438,6 +446,7 @@ TEST_P(GpuWorker, that_is_stopped_does_not_hold_the_trainer_for_ever) {
   }
   trainer.wait_gpus();
   (void)::kill(pid, SIGKILL);
+  await_end_of(pid);
   EXPECT_NE(start_worker(trainer, 5), pid);
   EXPECT_EQ(trainer.close(), SF_OK);
 }
