@@ -38,6 +38,14 @@ CXX_FOLDERS = (
 PYTHON_FOLDERS = [
     name for name in ("python", "tests", "bench", "scripts", "examples") if (ROOT / name).is_dir()
 ]
+# The tests of docs/RELIABILITY.md, but for those of the GPU path: suites of C++, files of Python.
+FAULT_SUITES = (
+    *("AnyArgument", "CrashEveryStep", "CrashingTrainer", "DaemonWithoutMemory", "EveryIoError"),
+    *("FailingDevice", "FailingDrive", "Filesystem", "FilesystemCrash", "FullDisk", "FuzzReplay"),
+    *("HostileClient", "HostileCrowd", "LyingDrive", "NoMemory", "PowerCut", "Rot", "RunOracle"),
+    *("SimulatedDrive", "SpoolFiles"),
+)
+FAULT_FILES = ("tests/python/test_any_state.py", "tests/python/test_safetensors_differential.py")
 
 
 @dataclass
@@ -82,6 +90,12 @@ def check(tally: Tally, what: str, *command: str | Path) -> None:
         tally.fail(what)
 
 
+def print_end(name: str, case: ElementTree.Element) -> None:
+    """What a C++ test that failed said last; pytest has shown that itself."""
+    output = case.findtext("system-out") or ""
+    print(f"--- {name}", *output.splitlines()[-40:], sep="\n")
+
+
 def count_junit(tally: Tally, part: str, status: int, file: Path) -> None:
     """Adds up the cases that ctest or pytest wrote to `file`."""
     failed_before = tally.failed
@@ -93,6 +107,7 @@ def count_junit(tally: Tally, part: str, status: int, file: Path) -> None:
         skipped = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
             tally.fail(name)
+            print_end(name, case)
         elif skipped is not None:
             tally.skip(f"{name}: {skipped.get('message', '')}"[:200])
         else:
@@ -111,8 +126,8 @@ def without_address_randomisation() -> list[str]:
     return []  # Some containers refuse it; TSan then says so itself if it minds.
 
 
-def test_cxx(tally: Tally, preset: str) -> None:
-    """Configures, builds and runs the C++ tests of one preset."""
+def run_cxx_tests(tally: Tally, preset: str, suites: Sequence[str] = ()) -> None:
+    """Configures, builds and runs the C++ tests of one preset, all or those of `suites`."""
     print(f"--- C++ tests ({preset})", flush=True)
     prefix = without_address_randomisation() if preset == "tsan" else []
     variables = SANITIZER_VARIABLES.get(preset, {})
@@ -125,17 +140,19 @@ def test_cxx(tally: Tally, preset: str) -> None:
         tally.fail(f"build ({preset})")
         return
     command = ["ctest", "--preset", preset, "-j", JOBS, "--progress", "--output-junit", str(report)]
+    if suites:
+        command += ["-R", rf"(^|/)({'|'.join(suites)})\."]
     count_junit(tally, f"C++ ({preset})", run([*prefix, *command], variables), report)
 
 
-def test_python(tally: Tally) -> None:
-    """Runs the Python tests against the package that is installed in .venv."""
+def run_python_tests(tally: Tally, paths: Sequence[str] = ("tests/python",)) -> None:
+    """Runs the Python tests of `paths` against the package that is installed in .venv."""
     print("--- Python tests", flush=True)
     report = RESULTS / "pytest.xml"
     report.unlink(missing_ok=True)
     # The commands of the package come before any other of the same name.
     variables = {"PATH": f"{VENV_BIN}{os.pathsep}{os.environ['PATH']}"}
-    command = [PYTHON, "-m", "pytest", "-q", "-rs", "tests/python", f"--junitxml={report}"]
+    command = [PYTHON, "-m", "pytest", "-q", "-rs", *paths, f"--junitxml={report}"]
     count_junit(tally, "Python", run(command, variables), report)
 
 
@@ -170,22 +187,39 @@ def lint_headers(tally: Tally) -> None:
     check(tally, "headers compile alone", PYTHON, script, ".", "build/dev")
 
 
+def check_all(tally: Tally, is_quick: bool) -> None:
+    """Everything, or all but what takes long."""
+    lint(tally)
+    run_cxx_tests(tally, "dev")
+    lint_headers(tally)
+    run_python_tests(tally)
+    if is_quick:
+        return
+    for sanitizer in SANITIZER_VARIABLES:
+        run_cxx_tests(tally, sanitizer)
+    check(tally, "fuzz targets, 10 s each", "scripts/fuzz")
+    check(tally, "soak of a minute", "scripts/soak")
+    check(tally, "GPU acceptance, on the simulated driver", "scripts/gpu-bundle", "--try")
+
+
+def check_faults(tally: Tally) -> None:
+    """The part of it that docs/RELIABILITY.md is about."""
+    for preset in ("dev", *SANITIZER_VARIABLES):
+        run_cxx_tests(tally, preset, FAULT_SUITES)
+    run_python_tests(tally, FAULT_FILES)
+    check(tally, "fuzz targets, 10 s each", "scripts/fuzz")
+    check(tally, "soak of a minute", "scripts/soak")
+
+
 def main() -> int:
     """Exit status: 0 all passed or skipped, 1 something failed."""
-    is_quick = sys.argv[1:] == ["quick"]
     RESULTS.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     started = time.monotonic()
-    lint(tally)
-    test_cxx(tally, "dev")
-    lint_headers(tally)
-    test_python(tally)
-    if not is_quick:
-        test_cxx(tally, "asan")
-        test_cxx(tally, "tsan")
-        check(tally, "fuzz targets, 10 s each", "scripts/fuzz")
-        check(tally, "soak of a minute", "scripts/soak")
-        check(tally, "GPU acceptance, on the simulated driver", "scripts/gpu-bundle", "--try")
+    if sys.argv[1:] == ["faults"]:
+        check_faults(tally)
+    else:
+        check_all(tally, is_quick=sys.argv[1:] == ["quick"])
 
     print(f"\n{time.monotonic() - started:.0f} s")
     for remark in tally.remarks:
