@@ -246,7 +246,7 @@ Status GpuCapture::bring(const Job& job, CaptureSources& sources) {
           concat("GPU ", share.ordinal, " has no memory for a window (", device.window_reason(),
                  ") and the slot could not be page-locked for it to write to"));
     }
-    auto followed = device.follow(stream_of(share.ordinal));
+    auto followed = device.follow(stream_of(share.ordinal), job.is_lazy);
     if (!followed) return followed;
   }
   auto* const staging = static_cast<std::byte*>(staging_.get());
@@ -395,7 +395,7 @@ Status GpuCapture::run_steps() {
       const std::lock_guard lock(mutex_);
       if (is_cancelled_) return Error(Code::kCancelled, "the capture was given up");
       is_hurried = is_hurried_;
-      if (next == steps_.size() && !is_enqueued_) {
+      if (next == steps_.size() && !is_enqueued_ && !job_.compares_all) {
         is_enqueued_ = true;
         changed_.notify_all();
       }
@@ -415,6 +415,10 @@ Status GpuCapture::run_steps() {
     auto is_done = steps_[done].device->is_done(steps_[done].chunk);
     if (!is_done) return std::move(is_done).error();
     if (*is_done) {
+      if (done + 1 == steps_.size()) {
+        auto compared = compare();
+        if (!compared) return compared;
+      }
       auto published = publish(steps_[done]);
       if (!published) return published;
       ++done;
@@ -422,6 +426,15 @@ Status GpuCapture::run_steps() {
     }
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, kPollPause, [&] { return is_cancelled_ || is_hurried_ != is_hurried; });
+  }
+  return ok();
+}
+
+// Before the last of it is published, so that nothing torn is ever captured.
+Status GpuCapture::compare() {
+  for (const GpuPlan::Share& share : plan_.shares) {
+    auto compared = devices_.at(share.ordinal)->compare(job_.slot.bytes, job_.compares_all);
+    if (!compared) return compared;
   }
   return ok();
 }

@@ -65,6 +65,8 @@ class GpuCapture {
     GpuDevice::Slot slot;
     bool is_slot_registered = false;
     std::uint64_t ticket = 0;
+    bool is_lazy = false;
+    bool compares_all = false;  // Of a lazy one, all of the GPUs' lazy tensors; then fence() waits.
     std::span<const sf_stream> streams;
   };
   // First: everything that has to be read before the trainer goes on, and the place in the
@@ -72,8 +74,9 @@ class GpuCapture {
   Status begin(const Job& job, CaptureSources& sources);
   // Then, when the engine has begun: chunk after chunk. Until stop(), or the engine has all.
   Status start(const Job& job);
-  // Makes the trainer's streams wait until the GPUs' tensors have been packed, and lets
-  // the rest be enqueued at once for that. False: `deadline` passed first.
+  // Makes the trainer's streams wait until the GPUs' tensors have been packed, and lets the rest be
+  // enqueued at once for that; where all is compared, waits for that instead. False: `deadline`
+  // passed first.
   Result<bool> fence(Deadline deadline);
   // Afterwards no GPU touches slot and sources. Where one does not end its work within 60 s,
   // nothing of a GPU is captured any more, and what it may still use is never freed.
@@ -101,6 +104,7 @@ class GpuCapture {
   void run_thread();
   Status run_steps();
   Status publish(const Step& step);
+  Status compare();
 
   CaptureEngine& engine_;
   const GpuOptions options_;

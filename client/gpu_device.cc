@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <utility>
 
 #include "base/text.h"
@@ -22,8 +21,6 @@ constexpr std::uint64_t kWorkerPatienceMs = 5'000;
 // as long as for a worker that does not come up: so less and less often.
 constexpr std::chrono::seconds kRetryMin{5};
 constexpr std::chrono::seconds kRetryMax{3'600};
-constexpr std::size_t kSamples = 8;
-constexpr std::uint64_t kSampleBytes = 4096;
 
 template <class T>
 T* address_of(std::uint64_t device_address) {
@@ -40,7 +37,7 @@ std::uint64_t chunk_bytes(const LayoutPart& part, const GpuPlan::Chunk& chunk) {
 }  // namespace
 
 GpuDevice::GpuDevice(std::shared_ptr<const cuda::Context> context, kernels::GpuKernels kernels)
-    : context_(std::move(context)), kernels_(std::move(kernels)) {}
+    : context_(std::move(context)), kernels_(std::move(kernels)), torn_check_(context_) {}
 
 Result<std::unique_ptr<GpuDevice>> GpuDevice::open(
     const std::shared_ptr<const cuda::Driver>& driver, int ordinal) {
@@ -72,7 +69,9 @@ Status GpuDevice::prepare(const GpuPlan::Share& share, const Layout& layout,
   layout_ = &layout;
   staging_ = setting.staging;
   staging_bytes_ = setting.staging_bytes;
-  lease_.reset();  // It knows the pieces of an earlier share.
+  // They know the pieces of an earlier share.
+  lease_.reset();
+  torn_check_.clear();
   if (share.extent_count == 0) return ok();
   connect(layout, setting);
   if (lease_) return ok();  // It has no use for what follows.
@@ -82,6 +81,8 @@ Status GpuDevice::prepare(const GpuPlan::Share& share, const Layout& layout,
     auto made = make_window(layout);
     if (!made) return made;
   }
+  auto checked = torn_check_.prepare(share, layout);
+  if (!checked && checked.error().code() != Code::kResourceExhausted) return checked;
   return upload(layout, setting.staging);
 }
 
@@ -200,6 +201,9 @@ Status GpuDevice::make_lease(const Layout& layout, const Setting& setting) {
     if (!fence) return std::move(fence).error();
     fence_ = *std::move(fence);
   }
+  // It is not believed without.
+  auto checked = torn_check_.prepare(*share_, layout);
+  if (!checked) return checked;
   auto worker = open_worker(setting);
   if (!worker) return std::move(worker).error();
   auto opened = GpuLease::open(context_, *std::move(worker),
@@ -210,11 +214,6 @@ Status GpuDevice::make_lease(const Layout& layout, const Setting& setting) {
                                 .fence = fence_.get()},
                                Deadline::after_ms(kWorkerPatienceMs));
   if (!opened) return std::move(opened).error();
-  if (!sampled_) {
-    auto sampled = cuda::allocate_host(context_, kSamples * kSampleBytes);
-    if (!sampled) return std::move(sampled).error();
-    sampled_ = *std::move(sampled);
-  }
   lease_ = *std::move(opened);
   return ok();
 }
@@ -262,7 +261,7 @@ Status GpuDevice::upload(const Layout& layout, std::byte* staging) {
 
 // --- For a capture -------------------------------------------------------------------------------
 
-Status GpuDevice::follow(CUstream trainer) {
+Status GpuDevice::follow(CUstream trainer, bool is_lazy) {
   enqueued_count_ = 0;
   if (ring_) ring_->begin();
   if (lease_) lease_->begin();
@@ -273,6 +272,11 @@ Status GpuDevice::follow(CUstream trainer) {
         check("copy a tensor within a GPU",
               calls().cuMemcpyDtoDAsync(early + copy.early_offset, copy.data, copy.bytes, trainer));
     if (!copied) return copied;
+  }
+  torn_check_.forget();
+  if (torn_check_.is_ready() && (is_lazy || lease_)) {
+    auto set_aside = torn_check_.set_aside(kernels_, trainer);
+    if (!set_aside) return set_aside;
   }
   auto recorded =
       check("mark the trainer's stream", calls().cuEventRecord(followed_.get(), trainer));
@@ -293,6 +297,8 @@ Status GpuDevice::fetch(const GpuPlan::Fetch& fetch, std::byte* staging) {
 
 // A worker cannot see the staging, but what was copied to memory that is shared.
 Status GpuDevice::end_bringing() {
+  auto fetched = torn_check_.fetch(pack_stream_.get());
+  if (!fetched) return fetched;
   if (!lease_) return ok();
   const cuda::Current current(*context_);
   if (staging_bytes_ > 0) {
@@ -301,55 +307,16 @@ Status GpuDevice::end_bringing() {
                                                   staging_bytes_, pack_stream_.get()));
     if (!copied) return copied;
   }
-  auto sampled = take_samples();
-  if (!sampled) return sampled;
   return check("mark what was brought", calls().cuEventRecord(brought_.get(), pack_stream_.get()));
 }
 
-// The first bytes of some pieces, in the order of our stream.
-Status GpuDevice::take_samples() {
-  samples_.clear();
-  std::size_t piece_count = 0;
-  for (const GpuPlan::PartPieces& part : share_->parts) piece_count += part.pieces.size();
-  const std::size_t step = std::max<std::size_t>(piece_count / kSamples, 1);
-  std::size_t next = sampled_count_ % step;
-  std::size_t before = 0;
-  const cuda::Current current(*context_);
-  for (const GpuPlan::PartPieces& part : share_->parts) {
-    for (; next - before < part.pieces.size() && samples_.size() < kSamples; next += step) {
-      const GpuPlan::Piece& piece = part.pieces[next - before];
-      const std::uint64_t bytes = std::min(piece.bytes, kSampleBytes);
-      // A tensor may begin in an extent that another GPU packs.
-      const bool is_packed_here = std::ranges::any_of(share_->chunks, [&](const auto& chunk) {
-        const std::uint64_t begin = std::uint64_t{chunk.first_extent} * kExtentBytes;
-        return chunk.part == part.part && piece.image_offset >= begin &&
-               piece.image_offset + bytes <= begin + chunk.extent_count * kExtentBytes;
-      });
-      if (piece.origin != GpuPlan::Origin::kTensor || !is_packed_here) continue;
-      const Sample sample{.slot_offset = layout_->parts[part.part].slot_offset + piece.image_offset,
-                          .bytes = bytes};
-      auto copied = check("copy a sample from a GPU",
-                          calls().cuMemcpyDtoHAsync(static_cast<std::byte*>(sampled_.get()) +
-                                                        samples_.size() * kSampleBytes,
-                                                    piece.where, sample.bytes, pack_stream_.get()));
-      if (!copied) return copied;
-      samples_.push_back(sample);
-    }
-    before += part.pieces.size();
-  }
-  ++sampled_count_;
-  return ok();
-}
-
-Status GpuDevice::compare_samples(Bytes slot) {
-  for (std::size_t i = 0; i < samples_.size(); ++i) {
-    const auto* const wanted = static_cast<const std::byte*>(sampled_.get()) + i * kSampleBytes;
-    if (std::memcmp(slot.data() + samples_[i].slot_offset, wanted, samples_[i].bytes) != 0) {
-      return Error(Code::kDataLoss,
-                   "the GPU worker packed other bytes than the training has; use lane pinned");
-    }
-  }
-  return ok();
+Status GpuDevice::compare(ConstBytes slot, bool compares_all) {
+  auto compared = torn_check_.compare(slot);
+  if (compared && compares_all) compared = torn_check_.compare_all(slot, copy_stream_.get());
+  if (compared || !lease_ || compared.error().code() != Code::kDataLoss) return compared;
+  return Error(Code::kDataLoss, concat(compared.error().message(),
+                                       ", or the GPU worker packed other bytes than the ",
+                                       "training has; use lane pinned"));
 }
 
 Bytes GpuDevice::target_of(const GpuPlan::Chunk& chunk, Bytes slot) const {
@@ -442,11 +409,7 @@ Status GpuDevice::advance_lease(const Slot& slot, bool is_hurried) {
     auto hurried = lease_->hurry();
     if (!hurried) return hurried;
   }
-  auto advanced = lease_->advance();
-  if (!advanced || !lease_->is_all_done() || samples_.empty()) return advanced;
-  auto compared = compare_samples(slot.bytes);
-  samples_.clear();
-  return compared;
+  return lease_->advance();
 }
 
 Result<bool> GpuDevice::is_done(std::size_t chunk) const {

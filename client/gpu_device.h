@@ -13,6 +13,7 @@
 #include "client/gpu_lease.h"
 #include "client/gpu_plan.h"
 #include "client/gpu_ring.h"
+#include "client/gpu_torn_check.h"
 #include "client/layout.h"
 #include "cuda/resources.h"
 #include "kernels/gpu_launch.h"
@@ -75,8 +76,9 @@ class GpuDevice {
   }
 
   // For each capture, first: what follows sees what the trainer's stream has done by now. The early
-  // copies are made in that stream, so that later work in it cannot overtake them.
-  Status follow(CUstream trainer);
+  // copies are made in that stream, so that later work in it cannot overtake them. `is_lazy`: the
+  // trainer goes on before all is captured.
+  Status follow(CUstream trainer, bool is_lazy);
   Status fetch(const GpuPlan::Fetch& fetch, std::byte* staging);
   // Then: the staging is filled.
   Status end_bringing();
@@ -86,11 +88,13 @@ class GpuDevice {
   bool can_enqueue(std::size_t chunk) const noexcept { return !ring_ || ring_->is_free(chunk); }
   bool is_enqueued_at_once() const noexcept { return lease_ != nullptr; }
   // Goes on with what the GPU has packed: is_done() needs it. `is_hurried`: the trainer waits.
-  // kDataLoss: the worker packed other bytes than the trainer has.
   Status advance(const Slot& slot, bool is_hurried);
   Result<bool> is_done(std::size_t chunk) const;
   // Of the chunk's extents, once it is done.
   std::span<const std::uint64_t> hashes(std::size_t chunk) const;
+  // Once all chunks are done, of every GPU: whether the slot has what the tensors held, by some
+  // blocks of them or, `compares_all`, by all that they hold now. kDataLoss names one that differs.
+  Status compare(ConstBytes slot, bool compares_all);
   // Makes the trainer's stream wait until every chunk that was enqueued has been packed. False: the
   // caller waits for is_packed() instead.
   Result<bool> hold(CUstream trainer);
@@ -127,8 +131,6 @@ class GpuDevice {
   Result<shm::Channel> open_worker(const Setting& setting) const;
   Bytes target_of(const GpuPlan::Chunk& chunk, Bytes slot) const;
   Status advance_lease(const Slot& slot, bool is_hurried);
-  Status take_samples();
-  Status compare_samples(Bytes slot);
   Status drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes target, CUevent done);
   const cuda::Calls& calls() const noexcept { return context_->calls(); }
   Status check(std::string_view doing, CUresult result) const {
@@ -154,15 +156,7 @@ class GpuDevice {
   std::uint64_t ring_wanted_bytes_ = 0;  // What it was opened for; it may be smaller.
   std::unique_ptr<GpuFence> fence_;
   std::unique_ptr<GpuLease> lease_;
-  // What a worker packs is compared with the trainer's own memory at a few places, others at each
-  // capture: imports have been read as zeros (GPU-27).
-  struct Sample {
-    std::uint64_t slot_offset = 0;
-    std::uint64_t bytes = 0;
-  };
-  std::vector<Sample> samples_;    // Of this capture.
-  std::size_t sampled_count_ = 0;  // Of all.
-  cuda::HostBuffer sampled_;
+  GpuTornCheck torn_check_;
   std::string worker_reason_;
   std::chrono::steady_clock::duration retry_wait_{};  // Longer each time that there is none.
   std::chrono::steady_clock::time_point retry_at_;

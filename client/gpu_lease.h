@@ -54,7 +54,6 @@ class GpuLease {
   // Takes in what the worker says. The Error also when it does not go on.
   Status advance();
   bool is_done(std::size_t chunk) const noexcept { return chunk < done_count_; }
-  bool is_all_done() const noexcept { return done_count_ == hashes_.size(); }
   std::span<const std::uint64_t> hashes(std::size_t chunk) const noexcept { return hashes_[chunk]; }
   // Whether the worker is at work with the slot or with what was lent.
   bool is_idle() const noexcept {

@@ -166,7 +166,8 @@ enum sf_check { SF_CHECK_SAMPLE = 0, SF_CHECK_FULL = 1 };
 typedef struct sf_save_options {
   uint32_t struct_bytes;
   uint32_t capture;         /* enum sf_capture; eager ignores sf_source.lazy */
-  uint32_t check;           /* enum sf_check: how much of the lazy tensors is compared at publish */
+  uint32_t check;           /* enum sf_check: how much of the lazy tensors is compared; with FULL
+                               and memory of GPUs sf_capture_fence() waits for the capture */
   uint32_t has_pickle;      /* state_json holds opted-in pickles */
   uint32_t busy_timeout_ms; /* how long to wait for a free slot */
   uint32_t metric_count;
@@ -200,9 +201,8 @@ SF_API int sf_capture_wait(sf_session* session, uint64_t ticket, uint32_t timeou
  * Waits, and copies, as sf_capture_wait() with help until the memory of the host is copied; makes
  * the streams of the save wait until the memory of GPUs is. Then all of it may change: by work
  * enqueued behind this call to those streams, or to others that wait for them. The save becomes
- * CAPTURED by sf_capture_wait() and sf_capture_publish() as always, Without memory of
- * GPUs, as sf_capture_wait() and what sf_capture_publish() compares. SF_DATA_LOSS, SF_TIMEOUT:
- * as there. */
+ * CAPTURED by sf_capture_wait() and sf_capture_publish() as always. Without memory of GPUs, as
+ * sf_capture_wait() and what sf_capture_publish() compares. SF_DATA_LOSS, SF_TIMEOUT: as there. */
 SF_API int sf_capture_fence(sf_session* session, uint64_t ticket, uint32_t timeout_ms,
                             sf_error* error);
 

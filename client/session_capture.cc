@@ -34,16 +34,19 @@ void Session::register_slot(std::uint32_t slot) {
 Status Session::begin_engines(const SaveRequest& request, std::span<const sf_source> tensors,
                               std::uint64_t ticket) {
   const Bytes slot = slot_bytes_of(capturing_->slot);
+  const bool is_lazy = request.capture == SF_CAPTURE_LAZY;
   const GpuCapture::Job on_gpus{
       .slot = {.bytes = slot, .arena_offset = capturing_->slot * slot_bytes_},
       .is_slot_registered = static_cast<bool>(slots_[capturing_->slot].registration),
       .ticket = ticket,
+      .is_lazy = is_lazy,
+      .compares_all = is_lazy && request.check == TornCheck::Extent::kFull,
       .streams = request.streams};
   if (gpus_.is_needed()) {
     auto begun = gpus_.begin(on_gpus, *sources_);
     if (!begun) return begun;
   }
-  if (request.capture == SF_CAPTURE_LAZY) sources_->copy_eager(tensors, slot);
+  if (is_lazy) sources_->copy_eager(tensors, slot);
   engine_.begin({.sources = sources_.get(),
                  .slot = slot,
                  .kernel = kernel_,

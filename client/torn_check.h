@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "client/block_sampler.h"
 #include "client/capture_sources.h"
 
 namespace stillframe::client {
@@ -15,10 +16,8 @@ namespace stillframe::client {
 // was compared. Session thread.
 class TornCheck {
  public:
-  static constexpr std::uint64_t kSampleCountMax = 256;  // About 0.3 ms.
-
   enum class Extent : std::uint8_t {
-    kSample,  // At most kSampleCountMax blocks, others at each save, so that all have their turn.
+    kSample,  // Those of a BlockSampler: about 0.3 ms.
     kFull,    // Every block.
   };
   // By part and extent: those whose bytes were taken at once, and which may not be in the slot yet.
@@ -28,7 +27,7 @@ class TornCheck {
                                        Extent extent, const Packed* packed = nullptr);
 
  private:
-  std::uint64_t turn_ = 0;  // Samples taken so far, over all saves.
+  BlockSampler sampler_;
 };
 
 }  // namespace stillframe::client

@@ -58,6 +58,49 @@ TEST_P(EveryLane, lazily_holds_what_the_streams_had_done_and_nothing_later) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
+// By work that no fence holds. Of the small ones every block is set aside, of the large ones all is
+// compared.
+TEST_P(EveryLane, of_tensors_that_change_meanwhile_fails_or_holds_what_they_were) {
+  for (const auto& [bytes, check] :
+       {std::pair(400'000, SF_CHECK_SAMPLE), std::pair(3'500'000, SF_CHECK_FULL)}) {
+    const auto size = static_cast<std::uint64_t>(bytes);
+    auto& trainer = train({{.place = Place::kGpu0, .bytes = size, .is_lazy = true},
+                           {.place = Place::kGpu0, .bytes = 0},
+                           {.place = Place::kGpu1, .bytes = 5'000, .is_lazy = true},
+                           {.place = Place::kGpu0, .bytes = size, .is_lazy = true}});
+    int torn_count = 0;
+    const int round_count = kIsSanitized ? 5 : 20;
+    for (std::int64_t step = 0; step < round_count; ++step) {
+      trainer.fill(step);
+      std::uint64_t ticket = 0;
+      ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket, check), SF_OK)
+          << trainer.error().message;
+      trainer.fill(100 + step);
+      if (trainer.publish(ticket) == SF_OK) {
+        ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+        ASSERT_EQ(trainer.judge_newest(step), "");
+        continue;
+      }
+      ++torn_count;
+      const std::string reason = trainer.error().message;
+      EXPECT_NE(reason.find("changed while it was captured"), std::string::npos) << reason;
+      EXPECT_EQ(trainer.wait_durable(ticket), SF_DATA_LOSS);
+    }
+    std::printf("%d of %d captures torn\n", torn_count, round_count);
+    EXPECT_GT(torn_count, 0);
+    // With a fence nothing is.
+    trainer.fill(1);
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(1, SF_CAPTURE_LAZY, &ticket, check), SF_OK);
+    ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
+    trainer.fill(2);
+    ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+    EXPECT_EQ(trainer.judge_newest(1), "");
+    EXPECT_EQ(trainer.close(), SF_OK);
+  }
+}
+
 TEST_P(EveryLane, takes_its_place_in_a_stream_that_is_far_behind) {
   auto& trainer = train({{.place = Place::kGpu0, .bytes = 1'500'000, .is_lazy = true},
                          {.place = Place::kGpu0, .bytes = 200'000},

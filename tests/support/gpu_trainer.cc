@@ -244,13 +244,14 @@ std::vector<sf_source> GpuTrainer::sources() const {
   return sources;
 }
 
-int GpuTrainer::begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket) {
+int GpuTrainer::begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket,
+                           sf_check check) {
   const sf_stream streams[2] = {{.stream = streams_[0].get(), .device = 0, .reserved = 0},
                                 {.stream = streams_[1].get(), .device = 1, .reserved = 0}};
   sf_save_options options{};
   options.struct_bytes = sizeof options;
   options.capture = capture;
-  options.check = SF_CHECK_FULL;
+  options.check = check;
   options.busy_timeout_ms = 10'000;
   options.step = step;
   const std::string state = "{\"format_version\": 1}";

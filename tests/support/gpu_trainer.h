@@ -49,7 +49,8 @@ class GpuTrainer {
   void fill(std::int64_t step, Which which = Which::kAll);
   void wait_gpus();
 
-  int begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket);
+  int begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket,
+                 sf_check check = SF_CHECK_SAMPLE);
   int fence(std::uint64_t ticket) { return sf_capture_fence(session_, ticket, 5'000, &error_); }
   int publish(std::uint64_t ticket);  // Waits for all of it first.
   int wait_durable(std::uint64_t ticket) {
