@@ -293,6 +293,8 @@ def faults(machine: Machine, report: Report) -> None:
     for name, filter_ in (
         ("captures given up, their memory freed at once", "*voided*"),
         ("daemons killed in a capture", "*outlives_the_daemon*"),
+        ("tensors changed during a capture", "*change_meanwhile*"),
+        ("GPUs without memory", "*on_a_gpu_without_memory*"),
         ("damage on the drive", "*damaged_on_the_drive*"),
     ):
         report.check(name, lambda rest, f=filter_: lane_tests(machine, f, repeats, rest))

@@ -235,6 +235,23 @@ TEST_P(EveryLane, that_is_voided_reads_no_memory_any_more) {
   }
 }
 
+TEST_P(EveryLane, on_a_gpu_without_memory_works_or_says_why) {
+  auto& trainer = train(GpuTrainer::mixed_tensors());
+  trainer.take_memory();
+  trainer.fill(1);
+  if (trainer.save_durable(1) == SF_OK) {
+    EXPECT_EQ(trainer.judge_newest(1), "");
+  } else {
+    std::printf("%s\n", trainer.error().message);
+    EXPECT_NE(std::string(trainer.error().message), "");
+  }
+  trainer.let_memory_go();
+  trainer.fill(2);
+  ASSERT_EQ(trainer.save_durable(2), SF_OK) << trainer.error().message;
+  EXPECT_EQ(trainer.judge_newest(2), "");
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
 TEST_P(EveryLane, outlives_the_daemon) {
   auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);

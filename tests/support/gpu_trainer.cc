@@ -244,6 +244,18 @@ std::vector<sf_source> GpuTrainer::sources() const {
   return sources;
 }
 
+void GpuTrainer::take_memory() {
+  constexpr std::uint64_t kLeast = 64 << 10;
+  for (std::uint64_t bytes = std::uint64_t{1} << 36; bytes >= kLeast;) {
+    auto taken = cuda::allocate(contexts_[0], bytes);
+    if (taken) {
+      taken_.push_back(*std::move(taken));
+    } else {
+      bytes /= 2;
+    }
+  }
+}
+
 int GpuTrainer::begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket,
                            sf_check check) {
   const sf_stream streams[2] = {{.stream = streams_[0].get(), .device = 0, .reserved = 0},

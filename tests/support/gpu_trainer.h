@@ -76,6 +76,9 @@ class GpuTrainer {
   void free_tensor(std::size_t tensor) { memories_[tensor].on_gpu = {}; }
   // Others in their place, of the same size, with no content.
   void move_tensors();
+  // Takes all memory of the first GPU that is left, until let_memory_go().
+  void take_memory();
+  void let_memory_go() { taken_.clear(); }
 
  private:
   struct Memory {
@@ -99,6 +102,7 @@ class GpuTrainer {
   std::vector<Memory> memories_;
   std::shared_ptr<const cuda::Context> contexts_[2];
   cuda::Stream streams_[2];
+  std::vector<cuda::DeviceBuffer> taken_;
   int gpu_count_ = 0;                                // 1 or 2.
   std::deque<std::vector<std::uint8_t>> in_flight_;  // What fill() copies from.
   sf_session* session_ = nullptr;
