@@ -124,6 +124,7 @@ Status Run::enter(TrainerOptions options, std::int64_t pid) {
                                             *trainer_pid_, "; one trainer at a time"));
   }
   trainer_pid_ = pid;
+  is_arena_as_found_ = arena_ != nullptr;
   ++trainer_generation_;
   options_ = std::move(options);
   return ok();
@@ -136,7 +137,8 @@ void Run::leave(bool clean) {
   withdraw_offer();
   ++trainer_generation_;
   if (arena_) arena_->give_back_all();
-  if (clean) {
+  // Who only looks, or resumes in several steps, leaves the snapshot of a dead trainer to the next.
+  if (clean && !is_arena_as_found_) {
     drop_arena();
   } else if (arena_) {
     tasks_.spawn(drop_arena_later());
@@ -157,6 +159,7 @@ asio::awaitable<void> Run::drop_arena_later() {
 
 void Run::drop_arena() {
   if (!arena_) return;
+  is_arena_as_found_ = false;
   arena_->stop_preparing();
   tasks_.spawn(release(std::exchange(arena_, nullptr)));
 }
@@ -269,6 +272,7 @@ Task<std::shared_ptr<ActiveSave>> Run::begin_save(Begin begin,
   auto taken = co_await slot_for(begin);
   if (!taken) co_return std::move(taken).error();
 
+  is_arena_as_found_ = false;
   auto save = std::make_shared<ActiveSave>(environment_.context, std::move(plan),
                                            [io = io_.get()] { io->wake(); });
   save->arena = arena;

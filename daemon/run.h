@@ -68,7 +68,8 @@ class Run : public std::enable_shared_from_this<Run> {
 
   // kUnavailable: another live trainer has it. `pid` is for the message.
   Status enter(TrainerOptions options, std::int64_t pid);
-  // `clean`: detached; the arena goes. Otherwise it waits for a restart for keep_slots.
+  // `clean`: detached; the arena goes. Otherwise, or if the trainer found it and saved nothing, it
+  // waits for a restart for keep_slots.
   void leave(bool clean);
   bool has_trainer() const noexcept { return trainer_pid_.has_value(); }
 
@@ -175,6 +176,7 @@ class Run : public std::enable_shared_from_this<Run> {
   std::uint64_t trainer_generation_ = 0;  // Another value after each enter() and leave().
   TrainerOptions options_;
   std::shared_ptr<RankArena> arena_;
+  bool is_arena_as_found_ = false;  // By the trainer, which has saved nothing.
   std::string lane_ = "host";
   std::string lane_reason_;
   std::function<void(std::size_t)> on_slot_ready_;

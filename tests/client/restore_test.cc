@@ -1,11 +1,14 @@
 // Restoring: from the snapshot in memory, from the drive, from damaged bytes.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "client/libstillframe.h"
 #include "tests/client/test_session.h"
@@ -55,6 +58,40 @@ TEST_F(Restore, takes_the_snapshot_in_memory_also_for_a_restarted_trainer) {
   EXPECT_EQ(tensors.all(), saved);
   save(tensors);
   save(tensors);
+}
+
+TEST_F(Restore, takes_the_snapshot_in_memory_also_after_a_session_that_only_looked) {
+  start_daemon();
+  ByteTensors tensors({3 * kMiB + 5, 100});
+  const pid_t trainer = ::fork();
+  if (trainer == 0) {
+    attach(tensors);
+    save(tensors);
+    ::_exit(HasFailure() ? 1 : 0);  // Without a word to the daemon.
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(trainer, &status, 0), trainer);
+  ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  const sf_attach_options options = attach_options();
+  // Once the daemon knows of its end.
+  for (int i = 0; i < 500 && sf_attach(&options, &session_, &error_) != SF_OK; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  close();
+  attach(tensors);
+  const auto saved = tensors.all();
+  for (auto& byte : tensors.bytes(0)) byte = 0;
+  sf_read_stats stats{};
+  stats.struct_bytes = sizeof stats;
+  ASSERT_EQ(restore(tensors, session_, &stats), SF_OK) << error_.message;
+  EXPECT_EQ(stats.from_memory, 1);
+  EXPECT_EQ(tensors.all(), saved);
+  // One that has saved gives the memory back.
+  save(tensors);
+  close();
+  attach(tensors);
+  ASSERT_EQ(restore(tensors, session_, &stats), SF_OK) << error_.message;
+  EXPECT_EQ(stats.from_memory, 0);
 }
 
 TEST_F(Restore, falls_back_to_the_drive_where_the_layout_is_another_one) {
