@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from transformers import (
     BertForMaskedLM,
     LlamaConfig,
@@ -158,6 +159,24 @@ def test_names_are_those_of_save_pretrained_or_it_saves_in_the_stock_way(tmp_pat
     assert published_names(mixtral) == set(weights(tmp_path / "mixtral" / "checkpoint-2"))
     assert (tmp_path / "mixtral" / "checkpoint-2" / "optimizer.pt").exists()
     assert not (tmp_path / "mixtral" / "_stillframe").exists()
+
+
+# Of peft about transformers.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_peft_model_saves_its_adapters_in_the_stock_way_and_resumes(tmp_path: Path) -> None:
+    def adapted() -> Any:
+        return get_peft_model(make_model(), LoraConfig(r=2, target_modules=["query", "value"]))
+
+    trainer = make(tmp_path, model=adapted(), max_steps=2)
+    with pytest.warns(StillframeWarning, match="a PEFT model saves its adapters alone"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+    assert not (tmp_path / "_stillframe").exists()
+    again = make(tmp_path, model=adapted(), max_steps=4)
+    with pytest.warns(StillframeWarning, match="a PEFT model saves its adapters alone"):
+        again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
 
 
 def test_rotation_goes_by_the_order_of_saving_and_spares_the_best(tmp_path: Path) -> None:
