@@ -1,9 +1,9 @@
 """The position of a running fit() in its data, and how to get back to it.
 
 Keras gives callbacks no access to its data iterator, so the iterator is taken from the frame of the
-fit() that calls. An epoch that was finished elsewhere is passed through it without data: iterators
-are made and dropped, which is what advances a seeded shuffle. Of an epoch that was begun elsewhere
-the batches done are read and dropped.
+fit() that calls. An epoch that was finished elsewhere is passed through it without data, or with
+its first batch alone: iterators are made and dropped, which is what advances a seeded shuffle. Of
+an epoch that was begun elsewhere the batches done are read and dropped.
 """
 
 from __future__ import annotations
@@ -112,8 +112,11 @@ class DataPosition:
         iterator = self._iterator
         steps = range(0, batches, iterator.steps_per_execution)
         epoch = iterator._enumerate_iterator()
-        for _ in steps:
-            next(epoch)
+        for step in steps:
+            _, _, source = next(epoch)
+            # Elsewhere a dataset's iterator is made, and its order drawn, by the first batch.
+            if step == 0 and keras.backend.backend() != "tensorflow":
+                next(source)
         # The one step more after which Keras knows that the data is at its end.
         if next(epoch, None) is not None:
             epoch.close()

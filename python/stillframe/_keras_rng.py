@@ -1,4 +1,7 @@
-"""The random number generators that a fit() draws from and that no variable of the model holds."""
+"""The random number generators that a fit() draws from and that no variable of the model holds.
+
+On Keras's torch backend torch's own is one of them: it shuffles the data.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,10 @@ def get_rng() -> dict[str, Any]:
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     if generator is not None:
         state["keras"] = np.array(keras.ops.convert_to_numpy(generator.state.value))
+    if keras.backend.backend() == "torch":
+        import torch
+
+        state["torch"] = torch.get_rng_state().numpy()
     return state
 
 
@@ -36,5 +43,9 @@ def set_rng(state: dict[str, Any]) -> None:
         np.random.set_state(state["numpy"])
         if "keras" in state:
             keras.src.random.seed_generator.global_seed_generator().state.assign(state["keras"])
-    except (KeyError, TypeError, ValueError) as error:
+        if "torch" in state and keras.backend.backend() == "torch":
+            import torch
+
+            torch.set_rng_state(torch.from_numpy(state["torch"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataLoss(f"state.json: rng cannot be restored: {error}") from error

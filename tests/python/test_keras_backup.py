@@ -23,11 +23,13 @@ _TRAINING = Path(__file__).with_name("keras_training.py")
 _KILLED = -9
 
 
-def _train(run: Path, data: str, kill_at: int = 0) -> tuple[int, list[str], str]:
+def _train(
+    run: Path, data: str, kill_at: int = 0, backend: str = "tensorflow"
+) -> tuple[int, list[str], str]:
     """Exit status, lines, and what was warned of."""
     done = subprocess.run(
         [sys.executable, str(_TRAINING), str(run), data, str(kill_at)],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
         timeout=250,
@@ -37,14 +39,26 @@ def _train(run: Path, data: str, kill_at: int = 0) -> tuple[int, list[str], str]
 
 
 @pytest.mark.timeout(600)  # Three starts of TensorFlow.
-@pytest.mark.parametrize("data", ["seeded", "arrays", "unknown-length"])
-def test_a_fit_killed_inside_an_epoch_ends_like_one_that_was_not(tmp_path: Path, data: str) -> None:
-    status, whole, errors = _train(tmp_path / "whole", data)
+@pytest.mark.parametrize(
+    ("backend", "data"),
+    [
+        ("tensorflow", "seeded"),
+        ("tensorflow", "arrays"),
+        ("tensorflow", "unknown-length"),
+        ("torch", "arrays"),
+        ("jax", "seeded"),
+    ],
+)
+def test_a_fit_killed_inside_an_epoch_ends_like_one_that_was_not(
+    tmp_path: Path, backend: str, data: str
+) -> None:
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    status, whole, errors = _train(tmp_path / "whole", data, backend=backend)
     assert status == 0, errors
-    status, first, errors = _train(tmp_path / "run", data, kill_at=19)
+    status, first, errors = _train(tmp_path / "run", data, kill_at=19, backend=backend)
     assert status == _KILLED, errors
     assert first[-1] == "batch 1.7"
-    status, rest, errors = _train(tmp_path / "run", data)
+    status, rest, errors = _train(tmp_path / "run", data, backend=backend)
     assert status == 0, errors
     # The last save was after 14 batches; each of the others sees a batch once.
     assert rest[0] == "batch 1.3"
