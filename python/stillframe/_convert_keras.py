@@ -25,6 +25,7 @@ import numpy.typing as npt
 from keras.src.saving import saving_lib
 
 from stillframe._convert_zip import FileSlice, check_zip
+from stillframe._keras_assets import PART as ASSETS_PART
 from stillframe._keras_state import FORMAT
 from stillframe._keras_values import as_array, spec_of
 from stillframe._layout import DTYPES, TensorSpec
@@ -102,6 +103,18 @@ def _write_archive(
             archive.writestr(_METADATA_MEMBER, json.dumps(metadata))
             archive.writestr(_CONFIG_MEMBER, recipe["config"])
             archive.write(weights, _WEIGHTS_MEMBER)
+            _write_assets(saved, archive, progress)
+
+
+def _write_assets(
+    saved: SavedCheckpoint, archive: zipfile.ZipFile, progress: Callable[[int], None]
+) -> None:
+    for part in saved.parts:
+        for spec in part.tensors if part.name == ASSETS_PART else ():
+            buffer = np.empty(spec.shape, np.uint8)
+            saved.read([Place(saved.tensors[part.name][spec.name], buffer.ctypes.data, None)])
+            archive.writestr(spec.name, buffer.tobytes())
+            progress(buffer.nbytes)
 
 
 def _recipe(saved: SavedCheckpoint) -> dict[str, str]:
@@ -187,15 +200,15 @@ def plan(source: str, *, only_model: bool) -> dict[str, Any]:
         config = archive.read(_CONFIG_MEMBER).decode()
         metadata = json.loads(archive.read(_METADATA_MEMBER))
         size = archive.getinfo(_WEIGHTS_MEMBER).file_size
-        assets = [name for name in archive.namelist() if name.startswith("assets/")]
-    if assets:
-        raise InvalidArgument(
-            f"{source} has assets ({assets[0]}), which a checkpoint cannot hold; load it with "
-            "keras, and save its model with stillframe.keras.save_model()"
-        )
+        assets = [
+            _asset_entry(info, begins[info.filename])
+            for info in archive.infolist()
+            if info.filename.startswith(f"{ASSETS_PART}/") and not info.is_dir()
+        ]
     begin = begins[_WEIGHTS_MEMBER]
     with open(source, "rb") as file:
         parts = _read_weights(source, file, begin, size, only_model)
+    parts[ASSETS_PART] = assets
     recipe = {
         "config": config,
         "keras_version": str(metadata.get("keras_version", "unknown")),
@@ -216,6 +229,16 @@ def plan(source: str, *, only_model: bool) -> dict[str, Any]:
         "framework": f"keras {recipe['keras_version']}",
         "python_version": platform.python_version(),
         "notes": [],
+    }
+
+
+def _asset_entry(info: zipfile.ZipInfo, begin: int) -> dict[str, Any]:
+    segments = [[0, begin, info.file_size]] if info.file_size else []
+    return {
+        "name": info.filename,
+        "dtype": "U8",
+        "shape": [info.file_size],
+        "segments": segments,
     }
 
 

@@ -123,7 +123,7 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             ),
             self._how,
             capture=self._capture,
-            sections=("model",) if self.save_weights_only else ("model", "optimizer"),
+            sections=("model",) if self.save_weights_only else ("model", "assets", "optimizer"),
         )
         self._run.saver.attach()
         if self.model.built:

@@ -10,6 +10,7 @@ import keras
 from keras.src.saving import saving_lib
 
 from stillframe._address import open_address
+from stillframe._keras_assets import read_assets
 from stillframe._keras_saver import config_text, fill, sources_of
 from stillframe._keras_state import KerasState
 from stillframe._keras_values import pin
@@ -23,7 +24,8 @@ def save_model(model: Any, path: str | os.PathLike[str], *, include_optimizer: b
     """Save a whole model: its configuration, weights and optimizer; needs no daemon.
 
     The result is a directory: model.safetensors, which every safetensors reader opens, a manifest
-    with hashes of every byte, and Keras's own configuration of the model. It is complete whatever
+    with hashes of every byte, and Keras's own configuration of the model; vocabularies that layers
+    have learned by adapt() are in it as well. It is complete whatever
     happens, and durable when this returns. One that is there already is replaced at once.
 
     Args:
@@ -37,7 +39,7 @@ def save_model(model: Any, path: str | os.PathLike[str], *, include_optimizer: b
         ResourceExhausted: the disk is full; what was there is as it was.
         Unavailable: the drive failed, or libstillframe.so is missing.
     """
-    sections = ("model", "optimizer") if include_optimizer else ("model",)
+    sections = ("model", "assets", "optimizer") if include_optimizer else ("model", "assets")
     state = KerasState(model, sections)
     text = (
         f'{{"format_version": 1, "keras": {{"config": {config_text(model)}, '
@@ -96,6 +98,7 @@ def load_model(
             if not optimizer.built:
                 optimizer.build(model.trainable_variables)
             sections.append("optimizer")
+        read_assets(model, saved)
         fill(model, saved, sections)
         return model
 

@@ -20,10 +20,12 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import numpy.typing as npt
+from keras.src.layers.convolutional.base_conv import BaseConv
 from keras.src.saving import saving_lib
 
 from stillframe import _library
 from stillframe._arguments import check_choice, checked_metrics, checked_step
+from stillframe._keras_assets import PART as ASSETS_PART
 from stillframe._keras_state import FORMAT, KerasState, WeightStore
 from stillframe._keras_values import Value, as_array, assign, new_buffer, pin, spec_of
 from stillframe._layout import PartSpec, TensorSpec
@@ -251,6 +253,7 @@ def config_text(model: Any) -> str:
 
 def fill(model: Any, saved: SavedCheckpoint, sections: Sequence[str]) -> None:
     """Assign what `saved` holds to the model's variables, all or nothing."""
+    sections = [one for one in sections if one != ASSETS_PART]  # Which are not variables.
     state = KerasState(model, [one for one in sections if one in saved.tensors])
     pairs = _paired(state, saved, sections)
     buffers = {name: new_buffer(spec) for name, spec in pairs.items()}
@@ -271,7 +274,7 @@ def fill(model: Any, saved: SavedCheckpoint, sections: Sequence[str]) -> None:
         else:
             group, _, key = one.spec.name.rpartition("/")
             own.setdefault(group, {})[key] = as_array(one.spec, buffers[one.spec.name])
-    if own:
+    if own or _has_own_loader(model):
         _load_own(model, state, own)
 
 
@@ -313,12 +316,34 @@ def _paired(
     return there
 
 
+# Names of what Keras's walk does not give to any layer.
+_NOT_IN_GROUPS = ("optimizer.", "metrics.", "rest.")
+# These add nothing to an assignment.
+_PLAIN_LOADERS = frozenset(
+    kind.load_own_variables
+    for kind in (
+        keras.layers.Layer,
+        keras.layers.Dense,
+        keras.layers.EinsumDense,
+        keras.layers.Embedding,
+        BaseConv,
+    )
+)
+
+
+def _has_own_loader(model: Any) -> bool:
+    """Whether a layer does more when its variables are loaded, as Normalization does."""
+    return any(
+        type(layer).load_own_variables not in _PLAIN_LOADERS for layer in model._flatten_layers()
+    )
+
+
 def _load_own(model: Any, state: KerasState, own: dict[str, dict[str, Any]]) -> None:
     """Let layers with a load_own_variables() of their own take their values."""
     groups = dict(own)
     for one in state.tensors:
         group, _, key = one.spec.name.rpartition("/")
-        if one.holder is not None and one.spec.name.startswith("layers/"):
+        if one.holder is not None and not one.spec.name.startswith(_NOT_IN_GROUPS):
             groups.setdefault(group, {})[key] = one.holder
     # Neither is in the groups, and both have been assigned.
     done = {id(one) for one in (getattr(model, "optimizer", None), *model.metrics) if one}

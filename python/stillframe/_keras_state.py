@@ -16,6 +16,8 @@ import keras
 import numpy as np
 from keras.src.saving import saving_lib
 
+from stillframe._keras_assets import PART as ASSETS_PART
+from stillframe._keras_assets import write_assets
 from stillframe._keras_values import spec_of
 from stillframe._layout import PartSpec, TensorSpec
 from stillframe.errors import InvalidArgument
@@ -29,7 +31,7 @@ class StateTensor:
 
     Attributes:
         holder: the Keras variable that has the value; None for a value that a layer made for the
-            occasion in a save_own_variables() of its own.
+            occasion in a save_own_variables() of its own, or an asset.
         value: that value, if there is no holder.
         label: Keras's path of the variable, or "".
     """
@@ -45,7 +47,7 @@ class KerasState:
 
     Args:
         model: a built model.
-        sections: which of "model", "optimizer", "metrics".
+        sections: which of "model", "optimizer", "metrics", "assets".
 
     Attributes:
         parts: the layout, in the order of `tensors`.
@@ -67,10 +69,18 @@ class KerasState:
         optimizer = getattr(model, "optimizer", None) if "optimizer" in sections else None
         if "model" in sections:
             self._add("model", _model_tensors(model))
-        if optimizer is not None and optimizer.variables:
+        # One that has not been built yet has nothing that a new one would not have.
+        if optimizer is not None and optimizer.built:
             self._add("optimizer", _listed("optimizer", optimizer.variables))
         if "metrics" in sections and model.metrics_variables:
             self._add("metrics", _listed("metrics", model.metrics_variables))
+        if "assets" in sections:
+            assets = [
+                StateTensor(spec_of(name, content), None, content, "")
+                for name, content in write_assets(model)
+            ]
+            if assets:
+                self._add(ASSETS_PART, iter(assets))
 
     def _add(self, part: str, tensors: Iterator[StateTensor]) -> None:
         ordered = sorted(tensors, key=lambda tensor: tensor.spec.file_order)
