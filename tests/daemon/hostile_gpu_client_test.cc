@@ -1,4 +1,5 @@
-// Clients that lie to a GPU's worker, on the simulated driver.
+// Clients that lie to a GPU's worker. Built twice, for the simulated driver and for a real GPU
+// (scripts/gpu-bundle).
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "cuda/devices.h"
 #include "shm/gpu_plan.h"
 #include "shm/sealed_memory.h"
 #include "tests/daemon/hostile_client.h"
@@ -15,15 +17,23 @@
 namespace stillframe::testing {
 namespace {
 
-// As the simulated driver names its first GPU.
-constexpr const char* kGpu = "GPU-50505050-5050-5050-5050-505050505050";
+#ifdef STILLFRAME_SIMULATED_CUDA
+const DaemonProcess::Variables kVariables = {{"LD_LIBRARY_PATH", STILLFRAME_SIMULATED_CUDA}};
+std::string first_gpu() { return "GPU-50505050-5050-5050-5050-505050505050"; }
+#else
+const DaemonProcess::Variables kVariables;
+std::string first_gpu() {
+  auto driver = cuda::Driver::load();
+  EXPECT_TRUE(driver);
+  const auto devices = driver ? cuda::list_devices(**driver) : std::move(driver).error();
+  return devices && !devices->empty() ? devices->front().uuid : "";
+}
+#endif
 constexpr std::uint64_t kRingBytes = 4U << 20U;
 
 class HostileGpuClient : public HostileClient {
  protected:
-  DaemonProcess::Variables variables() const override {
-    return {{"LD_LIBRARY_PATH", STILLFRAME_SIMULATED_CUDA}};
-  }
+  DaemonProcess::Variables variables() const override { return kVariables; }
   std::optional<shm::Packet> ask_for_worker(Peer& peer, const std::string& uuid) {
     wire::OpenGpuWorkerT request;
     request.gpu_uuid = uuid;
@@ -32,7 +42,7 @@ class HostileGpuClient : public HostileClient {
   // A client with a layout, and its connection to the worker.
   std::unique_ptr<Peer> with_worker(Peer& peer) {
     EXPECT_TRUE(peer.register_layout(2'500'000));
-    auto answered = ask_for_worker(peer, kGpu);
+    auto answered = ask_for_worker(peer, first_gpu());
     EXPECT_TRUE(answered && answered->fds.size() == 1);
     if (!answered || answered->fds.size() != 1) return nullptr;
     return std::make_unique<Peer>(std::move(answered->fds[0]));
@@ -47,7 +57,7 @@ class HostileGpuClient : public HostileClient {
 
 TEST_F(HostileGpuClient, without_a_layout_is_refused) {
   auto peer = attached();
-  auto answered = ask_for_worker(*peer, kGpu);
+  auto answered = ask_for_worker(*peer, first_gpu());
   ASSERT_TRUE(answered);
   EXPECT_EQ(answered->message.body.type, wire::Body::Failure);
 }
@@ -138,7 +148,7 @@ TEST_F(HostileGpuClient, that_goes_during_its_copies_leaves_nothing_behind) {
       drain.is_hurried = true;
       worker->send(std::move(drain));
     }
-    auto answered = ask_for_worker(*peer, kGpu);
+    auto answered = ask_for_worker(*peer, first_gpu());
     ASSERT_TRUE(answered && answered->fds.size() == 1);
     worker = std::make_unique<Peer>(std::move(answered->fds[0]));
   }
@@ -231,7 +241,7 @@ TEST_F(HostileLender, that_leases_or_captures_without_a_plan_is_dropped) {
   ASSERT_TRUE(worker);
   worker->send(lease_of(64, 1));
   EXPECT_TRUE(worker->is_dropped());
-  auto answered = ask_for_worker(*peer, kGpu);
+  auto answered = ask_for_worker(*peer, first_gpu());
   ASSERT_TRUE(answered && answered->fds.size() == 1);
   worker = std::make_unique<Peer>(std::move(answered->fds[0]));
   worker->send(wire::CaptureGpuT());

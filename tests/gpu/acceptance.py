@@ -259,7 +259,9 @@ def capture_figures(machine: Machine, seconds: float) -> dict[str, Any]:
 def correctness(machine: Machine, report: Report) -> None:
     """Random layouts through the lane; real trainings that are killed."""
     repeats = 1 if machine.is_quick else 20
-    report.check("any layout, both ways", lambda rest: lane_tests(machine, "*", repeats, rest))
+    report.check(
+        "any layout, both ways", lambda rest: lane_tests(machine, "*-Hostile*", repeats, rest)
+    )
     allocators = ("", "expandable_segments:True")
     trainings = [(lane, allocator) for lane in LANES for allocator in allocators]
     # Which are one and the same to torch without a GPU.
@@ -296,6 +298,7 @@ def faults(machine: Machine, report: Report) -> None:
         ("tensors changed during a capture", "*change_meanwhile*"),
         ("GPUs without memory", "*on_a_gpu_without_memory*"),
         ("damage on the drive", "*damaged_on_the_drive*"),
+        ("random handles, plans and rings that are not theirs", "Hostile*"),
     ):
         report.check(name, lambda rest, f=filter_: lane_tests(machine, f, repeats, rest))
     for what, filter_ in (
