@@ -60,6 +60,7 @@ std::uint64_t copied_bytes(const flatbuffers::String* text) {
   return text == nullptr ? 0 : text->size();
 }
 std::uint64_t copied_bytes(const wire::Metric& metric) { return copied_bytes(metric.name()); }
+std::uint64_t copied_bytes(const wire::BestKeep& best) { return copied_bytes(best.metric()); }
 std::uint64_t copied_bytes(const wire::Tensor& tensor) {
   return copied_bytes(tensor.name()) + copied_bytes(tensor.shape());
 }
@@ -84,22 +85,29 @@ std::uint64_t copied_bytes(const wire::Message& message) {
   if (const auto* save = message.body_as_BeginSave()) {
     return copied_bytes_of_all(save->metrics()) + copied_bytes(save->state());
   }
+  if (const auto* attach = message.body_as_Attach()) return copied_bytes_of_all(attach->best());
   if (const auto* reply = message.body_as_AttachReply()) {
     return copied_bytes_of_all(reply->warnings());
   }
   return 0;
 }
 
-// The verifier looks at the alignment of a vector's length, not of its elements. Shapes are the
-// only vectors of numbers wider than that.
+// The verifier looks at the alignment of a vector's length, not of its elements. Hashes and shapes
+// are the only vectors of numbers wider than that.
+bool is_aligned(const flatbuffers::Vector<std::uint64_t>* numbers) {
+  return numbers == nullptr ||
+         reinterpret_cast<std::uintptr_t>(numbers->Data()) % alignof(std::uint64_t) == 0;
+}
+bool are_hashes_aligned(const wire::Message& message) {
+  const auto* chunk = message.body_as_GpuChunk();
+  return chunk == nullptr || is_aligned(chunk->hashes());
+}
 bool are_shapes_aligned(const wire::Layout& layout) {
   if (layout.parts() == nullptr) return true;
   for (const wire::Part* part : *layout.parts()) {
     if (part->tensors() == nullptr) continue;
     for (const wire::Tensor* tensor : *part->tensors()) {
-      if (tensor->shape() == nullptr) continue;
-      const auto address = reinterpret_cast<std::uintptr_t>(tensor->shape()->Data());
-      if (address % alignof(std::uint64_t) != 0) return false;
+      if (!is_aligned(tensor->shape())) return false;
     }
   }
   return true;
@@ -153,6 +161,7 @@ Result<wire::MessageT> decode_message(ConstBytes packet) {
       root->body_type() > wire::Body::MAX) {
     return Error(Code::kInvalidArgument, "message: no body, or one of an unknown type");
   }
+  if (!are_hashes_aligned(*root)) return malformed("message");
   if (copied_bytes(*root) > bytes.size()) return malformed("message");
   wire::MessageT message;
   root->UnPackTo(&message);

@@ -155,6 +155,42 @@ TEST(Messages, that_would_unpack_to_much_more_than_they_are_get_refused) {
   EXPECT_EQ(RefusalOfMessage(Finished(builder)), Code::kInvalidArgument);
 }
 
+TEST(Messages, that_share_the_name_of_a_criterion_are_refused) {
+  flatbuffers::FlatBufferBuilder builder;
+  const auto name = builder.CreateString(std::string(std::size_t{16} << 10, 'x'));
+  const auto keep = wire::CreateBestKeep(builder, name, true, 1);
+  const auto best =
+      builder.CreateVector(std::vector<flatbuffers::Offset<wire::BestKeep>>(3000, keep));
+  wire::AttachBuilder attach(builder);
+  attach.add_best(best);
+  const auto body = attach.Finish().Union();
+  builder.Finish(wire::CreateMessage(builder, 1, wire::Body::Attach, body));
+  ASSERT_LE(builder.GetSize(), kMessageBytesMax);
+  EXPECT_EQ(RefusalOfMessage(Finished(builder)), Code::kInvalidArgument);
+}
+
+// Found by the fuzzer: the verifier does not look at it, and unpacking reads them as numbers.
+TEST(Messages, whose_hashes_are_not_aligned_are_refused) {
+  wire::GpuChunkT chunk;
+  chunk.hashes = {0x0123456789ABCDEFU, 2};
+  std::string packet = *encode(make_message(1, chunk));
+  ASSERT_TRUE(decode_message(Bytes(packet)));
+  // The vector begins four bytes earlier: its length, then the numbers, with room behind them.
+  const std::string numbers("\x02\0\0\0\xEF\xCD\xAB\x89", 8);
+  const std::size_t at = packet.find(numbers);
+  ASSERT_NE(at, std::string::npos);
+  packet.insert(at, 4, '\0');
+  const auto* root = flatbuffers::GetRoot<wire::Message>(packet.data());
+  const auto* body = root->body_as_GpuChunk();
+  const auto field = static_cast<std::size_t>(
+      reinterpret_cast<const char*>(body) - packet.data() +
+      reinterpret_cast<const flatbuffers::Table*>(body)->GetOptionalFieldOffset(
+          wire::GpuChunk::VT_HASHES));
+  const auto offset = static_cast<std::uint32_t>(at + 4 - field);
+  std::memcpy(packet.data() + field, &offset, sizeof offset);
+  EXPECT_EQ(RefusalOfMessage(packet), Code::kInvalidArgument);
+}
+
 TEST(Messages, cut_anywhere_do_no_harm) {
   for (const wire::Body kind : message_kinds()) {
     const auto packet = encode(example_message(kind));
