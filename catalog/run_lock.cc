@@ -63,7 +63,7 @@ Result<RunLock> RunLock::acquire(const std::string& run_path, std::uint64_t inst
     return Error(Code::kUnavailable,
                  concat("run ", run_path, " is being written by ", read_owner(fd.get())), number);
   }
-  if (!is_in_place(fd.get(), path)) {
+  if (!catalog::is_in_place(fd.get(), path)) {
     return Error(Code::kUnavailable, concat(path, " was replaced while it was being locked"));
   }
 
@@ -73,7 +73,9 @@ Result<RunLock> RunLock::acquire(const std::string& run_path, std::uint64_t inst
     // The lock holds without the text, which only words the next one's error message. On a full
     // disk the owner must still get in, to make room.
   }
-  return RunLock(std::move(fd));
+  return RunLock(std::move(fd), path);
 }
+
+bool RunLock::is_in_place() const { return catalog::is_in_place(fd_.get(), path_); }
 
 }  // namespace stillframe::catalog

@@ -14,9 +14,13 @@ class RunLock {
   // Does not wait. kUnavailable: another process holds it; the message names it.
   static Result<RunLock> acquire(const std::string& run_path, std::uint64_t instance_nonce);
 
+  // False: the run's directory was removed, or another one is in its place.
+  bool is_in_place() const;
+
  private:
-  explicit RunLock(UniqueFd fd) : fd_(std::move(fd)) {}
+  RunLock(UniqueFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
   UniqueFd fd_;
+  std::string path_;
 };
 
 // What a run directory's file system promises (DUR-19, DUR-21).

@@ -72,6 +72,8 @@ class Run : public std::enable_shared_from_this<Run> {
   // waits for a restart for keep_slots.
   void leave(bool clean);
   bool has_trainer() const noexcept { return trainer_pid_.has_value(); }
+  // False: its directory was removed, or another one is in its place.
+  bool is_in_place() const { return !lock_ || lock_->is_in_place(); }
 
   // The arena for this layout: the one that is there if it is large enough, else the client's own
   // (`kept`), else a new one. `on_ready` hears of each slot that becomes ready later, `on_free` of

@@ -101,9 +101,17 @@ asio::awaitable<void> Server::serve(std::shared_ptr<Session> session) {
 }
 
 Task<std::shared_ptr<Run>> Server::open_run(std::string path, bool force_filesystem) {
-  while (busy_paths_.contains(path)) co_await changed_.wait();
-  if (is_stopping_) co_return Error(Code::kUnavailable, "the daemon stops; try again");
-  if (const auto found = runs_.find(path); found != runs_.end()) co_return found->second;
+  for (;;) {
+    while (busy_paths_.contains(path)) co_await changed_.wait();
+    if (is_stopping_) co_return Error(Code::kUnavailable, "the daemon stops; try again");
+    const auto found = runs_.find(path);
+    if (found == runs_.end()) break;
+    const bool is_free = !found->second->has_trainer() && found->second.use_count() == 1;
+    if (!is_free || found->second->is_in_place()) co_return found->second;
+    environment_.log.info("run={} was removed, and begins anew", path);
+    std::shared_ptr<Run> removed = found->second;
+    co_await close_run(std::move(removed));
+  }
 
   busy_paths_.insert(path);
   auto run = co_await Run::open(environment_, path, force_filesystem);
@@ -141,14 +149,18 @@ asio::awaitable<void> Server::close_idle_runs() {
       co_await changed_.wait();
       continue;
     }
-    const std::string path = idle->path();
-    busy_paths_.insert(path);
-    runs_.erase(path);
-    co_await idle->close();
-    idle.reset();  // The run's lock is free from here on.
-    busy_paths_.erase(path);
-    changed_.notify();
+    co_await close_run(std::move(idle));
   }
+}
+
+asio::awaitable<void> Server::close_run(std::shared_ptr<Run> run) {
+  const std::string path = run->path();
+  busy_paths_.insert(path);
+  runs_.erase(path);
+  co_await run->close();
+  run.reset();  // The run's lock is free from here on.
+  busy_paths_.erase(path);
+  changed_.notify();
 }
 
 asio::awaitable<void> Server::watch_idleness() {

@@ -51,6 +51,7 @@ class Server final : public SessionHost {
   asio::awaitable<void> serve(std::shared_ptr<Session> session);
   asio::awaitable<void> watch_signals();
   asio::awaitable<void> close_idle_runs();
+  asio::awaitable<void> close_run(std::shared_ptr<Run> run);
   asio::awaitable<void> watch_idleness();
   void stop(const std::string& reason);
 

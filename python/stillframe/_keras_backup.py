@@ -7,9 +7,11 @@ callback to zero.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -180,7 +182,7 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
                 raise
         else:
             if self.delete_checkpoint:
-                shutil.rmtree(self._options.directory, ignore_errors=True)
+                _remove_run(self._options.directory)
 
     # --- Saving and restoring ---------------------------------------------------------------------
 
@@ -234,3 +236,15 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
             self.model._symbolic_build(data_batch=batch)
         elif not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
+
+
+def _remove_run(directory: str) -> None:
+    """Remove a run that the daemon may still be tidying up: from its place at once, then whole."""
+    moved = f"{directory}.removed-{os.getpid()}"
+    with contextlib.suppress(OSError):
+        os.rename(directory, moved)
+        for _ in range(50):
+            shutil.rmtree(moved, ignore_errors=True)
+            if not os.path.lexists(moved):
+                return
+            time.sleep(0.1)  # A name was made beside us.

@@ -35,6 +35,26 @@ class Restore : public SessionTest {
     ASSERT_EQ(begin({}, tensors.sources(false)), SF_OK) << error_.message;
     ASSERT_EQ(wait_durable(), SF_OK) << error_.message;
   }
+  // In a process of its own, which ends without a word to the daemon.
+  void save_and_die(ByteTensors& tensors) {
+    const pid_t trainer = ::fork();
+    if (trainer == 0) {
+      attach(tensors);
+      save(tensors);
+      ::_exit(HasFailure() ? 1 : 0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(trainer, &status, 0), trainer);
+    ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  }
+  // Once the daemon knows of its end.
+  void attach_behind_it() {
+    const sf_attach_options options = attach_options();
+    for (int i = 0; i < 500 && sf_attach(&options, &session_, &error_) != SF_OK; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ASSERT_NE(session_, nullptr) << error_.message;
+  }
 };
 
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
@@ -63,20 +83,9 @@ TEST_F(Restore, takes_the_snapshot_in_memory_also_for_a_restarted_trainer) {
 TEST_F(Restore, takes_the_snapshot_in_memory_also_after_a_session_that_only_looked) {
   start_daemon();
   ByteTensors tensors({3 * kMiB + 5, 100});
-  const pid_t trainer = ::fork();
-  if (trainer == 0) {
-    attach(tensors);
-    save(tensors);
-    ::_exit(HasFailure() ? 1 : 0);  // Without a word to the daemon.
-  }
-  int status = 0;
-  ASSERT_EQ(::waitpid(trainer, &status, 0), trainer);
-  ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-  const sf_attach_options options = attach_options();
-  // Once the daemon knows of its end.
-  for (int i = 0; i < 500 && sf_attach(&options, &session_, &error_) != SF_OK; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
+  save_and_die(tensors);
+  attach_behind_it();
+  ASSERT_FALSE(HasFatalFailure());
   close();
   attach(tensors);
   const auto saved = tensors.all();
@@ -92,6 +101,21 @@ TEST_F(Restore, takes_the_snapshot_in_memory_also_after_a_session_that_only_look
   attach(tensors);
   ASSERT_EQ(restore(tensors, session_, &stats), SF_OK) << error_.message;
   EXPECT_EQ(stats.from_memory, 0);
+}
+
+TEST_F(Restore, finds_nothing_of_a_run_whose_directory_was_removed_and_saves_begin_anew) {
+  start_daemon();
+  ByteTensors tensors({3 * kMiB, 100});
+  save_and_die(tensors);
+  // The daemon keeps the dead trainer's snapshot, and with it the run, for a restart.
+  std::filesystem::remove_all(run_path());
+  attach_behind_it();
+  const sf_part part = tensors.part();
+  ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
+  EXPECT_EQ(restore(tensors, session_), SF_NOT_FOUND) << error_.message;
+  save(tensors);
+  EXPECT_EQ(ticket_info().sequence, 1U);
+  EXPECT_EQ(restore(tensors, session_), SF_OK) << error_.message;
 }
 
 TEST_F(Restore, falls_back_to_the_drive_where_the_layout_is_another_one) {
