@@ -104,13 +104,19 @@ Task<std::shared_ptr<Run>> Server::open_run(std::string path, bool force_filesys
   for (;;) {
     while (busy_paths_.contains(path)) co_await changed_.wait();
     if (is_stopping_) co_return Error(Code::kUnavailable, "the daemon stops; try again");
-    const auto found = runs_.find(path);
-    if (found == runs_.end()) break;
-    const bool is_free = !found->second->has_trainer() && found->second.use_count() == 1;
-    if (!is_free || found->second->is_in_place()) co_return found->second;
-    environment_.log.info("run={} was removed, and begins anew", path);
-    std::shared_ptr<Run> removed = found->second;
-    co_await close_run(std::move(removed));
+    // Those that were removed or renamed after their trainer's death; under a new name, too, their
+    // locks would be in the way.
+    std::shared_ptr<Run> moved;
+    for (const auto& [its_path, run] : runs_) {
+      if (!run->has_trainer() && run.use_count() == 1 && !run->is_in_place()) moved = run;
+    }
+    if (moved) {
+      environment_.log.info("run={} is not there any more", moved->path());
+      co_await close_run(std::move(moved));
+      continue;
+    }
+    if (const auto found = runs_.find(path); found != runs_.end()) co_return found->second;
+    break;
   }
 
   busy_paths_.insert(path);

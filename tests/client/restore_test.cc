@@ -48,8 +48,9 @@ class Restore : public SessionTest {
     ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
   }
   // Once the daemon knows of its end.
-  void attach_behind_it() {
-    const sf_attach_options options = attach_options();
+  void attach_behind_it(const std::string& path) {
+    sf_attach_options options = attach_options();
+    options.run_path = path.c_str();
     for (int i = 0; i < 500 && sf_attach(&options, &session_, &error_) != SF_OK; ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
@@ -84,7 +85,7 @@ TEST_F(Restore, takes_the_snapshot_in_memory_also_after_a_session_that_only_look
   start_daemon();
   ByteTensors tensors({3 * kMiB + 5, 100});
   save_and_die(tensors);
-  attach_behind_it();
+  attach_behind_it(run_path());
   ASSERT_FALSE(HasFatalFailure());
   close();
   attach(tensors);
@@ -109,13 +110,26 @@ TEST_F(Restore, finds_nothing_of_a_run_whose_directory_was_removed_and_saves_beg
   save_and_die(tensors);
   // The daemon keeps the dead trainer's snapshot, and with it the run, for a restart.
   std::filesystem::remove_all(run_path());
-  attach_behind_it();
+  attach_behind_it(run_path());
   const sf_part part = tensors.part();
   ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
   EXPECT_EQ(restore(tensors, session_), SF_NOT_FOUND) << error_.message;
   save(tensors);
   EXPECT_EQ(ticket_info().sequence, 1U);
   EXPECT_EQ(restore(tensors, session_), SF_OK) << error_.message;
+}
+
+TEST_F(Restore, finds_a_run_that_was_renamed_under_its_new_name) {
+  start_daemon();
+  ByteTensors tensors({3 * kMiB, 100});
+  save_and_die(tensors);
+  std::filesystem::rename(run_path(), scratch_.path("renamed"));
+  attach_behind_it(scratch_.path("renamed"));
+  ASSERT_FALSE(HasFatalFailure());
+  const sf_part part = tensors.part();
+  ASSERT_EQ(sf_layout_register(session_, &part, 1, 10'000, &error_), SF_OK) << error_.message;
+  save(tensors);
+  EXPECT_EQ(ticket_info().sequence, 2U);
 }
 
 TEST_F(Restore, falls_back_to_the_drive_where_the_layout_is_another_one) {
