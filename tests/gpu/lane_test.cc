@@ -61,6 +61,9 @@ TEST_P(EveryLane, lazily_holds_what_the_streams_had_done_and_nothing_later) {
 // By work that no fence holds. Of the small ones every block is set aside, of the large ones all is
 // compared.
 TEST_P(EveryLane, of_tensors_that_change_meanwhile_fails_or_holds_what_they_were) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "it is a race, which TSan finds in the simulated driver";
+#endif
   for (const auto& [bytes, check] :
        {std::pair(400'000, SF_CHECK_SAMPLE), std::pair(3'500'000, SF_CHECK_FULL)}) {
     const auto size = static_cast<std::uint64_t>(bytes);
