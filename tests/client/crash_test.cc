@@ -63,8 +63,7 @@ Outcome run_trainer(const ScratchDirectory& scratch, std::int64_t first, std::in
   std::ifstream lines(output);
   std::string word;
   for (std::int64_t step = 0; lines >> word >> step;) {
-    if (word == "begin") oracle.began(step);
-    if (word == "durable") oracle.acknowledged(step);
+    EXPECT_TRUE(oracle.note(word, step)) << word;
   }
   return outcome;
 }

@@ -1,19 +1,37 @@
-// The trainer that crash_test.cc and the soak kill: attaches, saves lazily a few times and waits
-// for each. Prints "begin N" before it saves step N, and "durable N" as soon as that was called
-// durable.
+// The trainer that crash tests and the soak kill: attaches, saves lazily a few times and waits for
+// each; or lives the history of tests/support/run_history.h. Prints "begin N" before it saves step
+// N, "durable N" as soon as that was called durable, and so on, in the words of RunOracle::note().
 //
 //   client_crash_trainer RUN SOCKET FIRST_STEP LAST_STEP
+//   client_crash_trainer RUN SOCKET history
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <string_view>
 
 #include "client/libstillframe.h"
+#include "tests/support/run_history.h"
 #include "tests/support/trainer.h"
+
+namespace {
+
+void say(std::string_view word, std::int64_t step) {
+  std::printf("%.*s %lld\n", static_cast<int>(word.size()), word.data(),
+              static_cast<long long>(step));
+  (void)std::fflush(stdout);
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using stillframe::testing::State;
+  if (argc == 4 && std::string_view(argv[3]) == "history") {
+    const std::string failure = stillframe::testing::live_history(argv[1], argv[2], say);
+    std::fprintf(stderr, "%s\n", failure.c_str());
+    return failure.empty() ? 0 : 1;
+  }
   if (argc != 5) return 64;
   State state;
   sf_error error{};
@@ -32,8 +50,7 @@ int main(int argc, char** argv) {
   }
   for (std::int64_t step = std::atoll(argv[3]); step <= std::atoll(argv[4]); ++step) {
     state.fill(step);
-    std::printf("begin %lld\n", static_cast<long long>(step));
-    (void)std::fflush(stdout);
+    say("begin", step);
     const std::string json = "{\"format_version\": 1}";
     sf_save_options save{};
     save.struct_bytes = sizeof save;
@@ -54,8 +71,7 @@ int main(int argc, char** argv) {
       std::fprintf(stderr, "step %lld: %s\n", static_cast<long long>(step), error.message);
       return 1;
     }
-    std::printf("durable %lld\n", static_cast<long long>(step));
-    (void)std::fflush(stdout);
+    say("durable", step);
   }
   return sf_session_close(session, 5000, nullptr);
 }

@@ -19,6 +19,7 @@
 #include "tests/oracle/run_oracle.h"
 #include "tests/support/judge_run.h"
 #include "tests/support/loop_filesystem.h"
+#include "tests/support/run_history.h"
 #include "tests/support/trainer.h"
 
 extern char** environ;  // NOLINT: POSIX has no header for it.
@@ -27,8 +28,6 @@ namespace stillframe::testing {
 namespace {
 
 constexpr int kStepCountMax = 2000;
-constexpr int kSaveCount = 4;
-constexpr std::uint32_t kKeepLast = 2;  // As client_crash_trainer asks for.
 
 // Of the steps, unless STILLFRAME_CRASH_STRIDE says otherwise; 1 is every one.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -55,8 +54,7 @@ class FilesystemCrash : public ::testing::TestWithParam<const char*> {
                                              O_WRONLY | O_CREAT | O_TRUNC, 0600);
     (void)::posix_spawn_file_actions_addopen(&actions, 2, errors_.c_str(),
                                              O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    std::vector<std::string> words = {STILLFRAME_CRASH_TRAINER, run_path, socket_path, "1",
-                                      std::to_string(kSaveCount)};
+    std::vector<std::string> words = {STILLFRAME_CRASH_TRAINER, run_path, socket_path, "history"};
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
@@ -70,13 +68,12 @@ class FilesystemCrash : public ::testing::TestWithParam<const char*> {
     std::ifstream lines(output_);
     std::string word;
     for (std::int64_t step = 0; lines >> word >> step;) {
-      if (word == "begin") oracle.began(step);
-      if (word == "durable") oracle.acknowledged(step);
+      EXPECT_TRUE(oracle.note(word, step)) << word;
     }
   }
 
-  // Four saves against a daemon that stops at its n-th step, where the power goes. False: it lived
-  // through all of them.
+  // A history against a daemon that stops at its n-th step, where the power goes. False: it lived
+  // through all of it.
   bool lose_power_at(int n, const std::string& run_path, RunOracle& oracle) {
     const std::string socket_path = scratch_.path("socket");
     DaemonProcess daemon(
@@ -126,10 +123,10 @@ TEST_P(FilesystemCrash, that_loses_power_at_a_step_holds_what_was_acknowledged) 
   for (int n = 1; n < kStepCountMax; n += stride()) {
     const std::string where = std::string(GetParam()) + ", power cut at step " + std::to_string(n);
     const std::string run_path = disk_.path("run" + std::to_string(n));
-    RunOracle oracle(kKeepLast);
+    RunOracle oracle(kHistoryKeepLast);
     if (!lose_power_at(n, run_path, oracle)) {
       std::ifstream errors(errors_);
-      EXPECT_EQ(oracle.acknowledged_count(), std::size_t{kSaveCount})
+      EXPECT_EQ(oracle.acknowledged_count(), kHistorySaveCount)
           << where << ": " << std::string((std::istreambuf_iterator<char>(errors)), {});
       break;
     }
@@ -139,7 +136,7 @@ TEST_P(FilesystemCrash, that_loses_power_at_a_step_holds_what_was_acknowledged) 
     DaemonProcess daemon(scratch_.path("socket"));
     ASSERT_TRUE(daemon.wait_listening()) << where;
     {
-      Trainer trainer(run_path, scratch_.path("socket"), kKeepLast);
+      Trainer trainer(run_path, scratch_.path("socket"), kHistoryKeepLast);
       ASSERT_EQ(trainer.attach(), SF_OK) << where << ": " << trainer.error().message;
       for (const std::string& complaint :
            judge_recovered(run_path, oracle, RunOracle::Retention::kMayLag)) {

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -23,6 +24,7 @@
 #include "base/unique_fd.h"
 #include "shm/sealed_memory.h"
 #include "tests/daemon/hostile_client.h"
+#include "tests/support/freezer.h"
 #include "tests/support/process_facts.h"
 
 namespace stillframe::testing {
@@ -85,6 +87,25 @@ class HostileCrowd : public HostileClient {
     for (std::int64_t step = first; step <= last; ++step) {
       ASSERT_EQ(good_->save_durable(step), SF_OK) << step << ": " << good_->error().message;
     }
+  }
+  void expect_others_are_served() {
+    save_beside(2, 12);
+    char* json = nullptr;
+    sf_error error{};
+    EXPECT_EQ(sf_daemon_status(scratch_.path("socket").c_str(), &json, &error), SF_OK)
+        << error.message;
+    sf_free(json);
+  }
+  // Another takes the run of a dead one over at once.
+  void expect_taken_over() {
+    Trainer successor(scratch_.path("frozen"), scratch_.path("socket"), 1);
+    int attached = SF_UNAVAILABLE;
+    for (int i = 0; i < kPatienceMs / 10 && attached != SF_OK; ++i) {
+      attached = successor.attach();
+      if (attached != SF_OK) (void)::usleep(10'000);
+    }
+    ASSERT_EQ(attached, SF_OK) << successor.error().message;
+    EXPECT_EQ(successor.save_durable(3), SF_OK) << successor.error().message;
   }
 };
 
@@ -242,40 +263,87 @@ TEST_F(HostileCrowd, that_dies_again_and_again_leaves_nothing_behind) {
       static_cast<long>(grown_kib));
 }
 
-TEST_F(HostileCrowd, that_is_frozen_in_its_capture_holds_up_nobody) {
-  ASSERT_EQ(good_->save_durable(1), SF_OK);
-  const pid_t frozen = ::fork();
-  ASSERT_GE(frozen, 0);
-  if (frozen == 0) {
-    // Only what it inherits of the daemon's and the trainer's matters; it leaves by a signal.
-    Trainer trainer(scratch_.path("frozen"), scratch_.path("socket"), 1);
-    std::uint64_t ticket = 0;
-    if (trainer.attach() == SF_OK && trainer.save_durable(1) == SF_OK) {
-      (void)trainer.save(2, &ticket);
-      (void)::raise(SIGSTOP);
+// A trainer, one of whose captures has begun and does not end.
+class CapturingTrainer {
+ public:
+  CapturingTrainer(const std::string& run_path, const std::string& socket_path) {
+    int ends[2] = {-1, -1};
+    EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    const UniqueFd output(ends[0]);
+    UniqueFd input(ends[1]);
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      // Only what it inherits of the daemon's and the trainer's matters; it leaves by a signal.
+      Trainer trainer(run_path, socket_path, 1);
+      if (trainer.attach() == SF_OK && trainer.save_durable(1) == SF_OK && begin(trainer) &&
+          ::write(input.get(), "x", 1) == 1) {
+        (void)::pause();
+      }
+      ::_exit(1);
     }
-    ::_exit(1);
+    EXPECT_GT(pid_, 0);
+    input = UniqueFd();
+    char byte = 0;
+    has_begun_ = ::read(output.get(), &byte, 1) == 1;
   }
+  ~CapturingTrainer() { kill_and_reap(); }
+  CapturingTrainer(const CapturingTrainer&) = delete;
+  CapturingTrainer& operator=(const CapturingTrainer&) = delete;
+
+  bool has_begun() const noexcept { return has_begun_; }
+  pid_t pid() const noexcept { return pid_; }
+  void kill_and_reap() {
+    if (pid_ <= 0) return;
+    (void)::kill(pid_, SIGKILL);
+    (void)::waitpid(pid_, nullptr, 0);
+    pid_ = -1;
+  }
+
+ private:
+  // Lazily, and it never says that it is through.
+  static bool begin(Trainer& trainer) {
+    sf_save_options options{};
+    options.struct_bytes = sizeof options;
+    options.capture = SF_CAPTURE_LAZY;
+    options.step = 2;
+    options.state_json = "{\"format_version\": 1}";
+    options.state_bytes = std::strlen(options.state_json);
+    const auto sources = trainer.state().sources(true);
+    std::uint64_t ticket = 0;
+    return sf_save_begin(trainer.session(), &options, sources.data(), sources.size(), &ticket,
+                         nullptr) == SF_OK;
+  }
+
+  pid_t pid_ = -1;
+  bool has_begun_ = false;
+};
+
+TEST_F(HostileCrowd, frozen_by_a_signal_in_its_capture_holds_up_nobody) {
+  ASSERT_EQ(good_->save_durable(1), SF_OK);
+  CapturingTrainer frozen(scratch_.path("frozen"), scratch_.path("socket"));
+  ASSERT_TRUE(frozen.has_begun());
+  ASSERT_EQ(::kill(frozen.pid(), SIGSTOP), 0);
   int status = 0;
-  ASSERT_EQ(::waitpid(frozen, &status, WUNTRACED), frozen);
-  ASSERT_TRUE(WIFSTOPPED(status)) << "the trainer could not begin";
-  save_beside(2, 12);
-  char* json = nullptr;
-  sf_error error{};
-  EXPECT_EQ(sf_daemon_status(scratch_.path("socket").c_str(), &json, &error), SF_OK)
-      << error.message;
-  sf_free(json);
-  ASSERT_EQ(::kill(frozen, SIGKILL), 0);
-  ASSERT_EQ(::waitpid(frozen, &status, 0), frozen);
-  // Another takes its run over at once.
-  Trainer successor(scratch_.path("frozen"), scratch_.path("socket"), 1);
-  int attached = SF_UNAVAILABLE;
-  for (int i = 0; i < kPatienceMs / 10 && attached != SF_OK; ++i) {
-    attached = successor.attach();
-    if (attached != SF_OK) (void)::usleep(10'000);
-  }
-  ASSERT_EQ(attached, SF_OK) << successor.error().message;
-  EXPECT_EQ(successor.save_durable(3), SF_OK) << successor.error().message;
+  ASSERT_EQ(::waitpid(frozen.pid(), &status, WUNTRACED), frozen.pid());
+  ASSERT_TRUE(WIFSTOPPED(status));
+  expect_others_are_served();
+  frozen.kill_and_reap();
+  expect_taken_over();
+}
+
+TEST_F(HostileCrowd, frozen_by_the_freezer_in_its_capture_holds_up_nobody) {
+  Freezer freezer;
+  if (!freezer.missing().empty()) GTEST_SKIP() << freezer.missing();
+  ASSERT_EQ(good_->save_durable(1), SF_OK);
+  CapturingTrainer frozen(scratch_.path("frozen"), scratch_.path("socket"));
+  ASSERT_TRUE(frozen.has_begun());
+  ASSERT_TRUE(freezer.freeze(frozen.pid()));
+  expect_others_are_served();
+  // Before it is thawed, for it would not die in the freezer of every kernel.
+  ASSERT_EQ(::kill(frozen.pid(), SIGKILL), 0);
+  ASSERT_TRUE(freezer.thaw());
+  frozen.kill_and_reap();
+  expect_taken_over();
 }
 
 TEST_F(HostileCrowd, that_punches_holes_in_its_slot_gets_no_checkpoint) {

@@ -51,7 +51,7 @@ TEST(PowerCut, at_every_operation_leaves_the_old_or_the_new_checkpoint) {
     for (std::uint64_t seed = 1; seed <= kCrashesPerOperation; ++seed) {
       const auto crashed = drive->crashed_copy(operation * 1000 + seed);
       SimulatedBackend io(crashed);
-      workload.judge(io, acknowledged,
+      workload.judge(io,
                      concat("cut at operation ", operation, ", seed ", operation * 1000 + seed));
       if (::testing::Test::HasFailure()) return;
     }
@@ -74,10 +74,10 @@ TEST(FailingDrive, that_fails_any_one_operation_loses_nothing_and_is_not_asked_t
     if (acknowledged == kSaveCount && drive->operation_count() < nth) break;
     drive->clear_faults();
     // Without a crash, and with one.
-    workload.judge(io, acknowledged, concat("EIO at operation ", nth));
+    workload.judge(io, concat("EIO at operation ", nth));
     drive->power_cycle();
     SimulatedBackend again(drive);
-    workload.judge(again, acknowledged, concat("EIO at operation ", nth, ", then a power cut"));
+    workload.judge(again, concat("EIO at operation ", nth, ", then a power cut"));
     if (::testing::Test::HasFailure()) return;
     ASSERT_LT(nth, 2000U);
   }
@@ -129,7 +129,7 @@ TEST(FullDisk, fails_the_save_early_gives_its_space_back_and_keeps_the_previous_
     EXPECT_EQ(failed.error().code(), Code::kResourceExhausted) << failed.error().message();
     EXPECT_EQ(io.space("/")->free_bytes, free_before) << "space was not given back";
     EXPECT_EQ(io.open_file_count(), 0U);
-    workload.judge(io, 1, concat("full disk, ", percent, " % of the room"));
+    workload.judge(io, concat("full disk, ", percent, " % of the room"));
   }
   drive->set_capacity(used_bytes + (std::uint64_t{64} << 20));
   EXPECT_TRUE(workload.save(io, *run_id, 3));

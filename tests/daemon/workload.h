@@ -11,6 +11,7 @@
 #include "catalog/run.h"
 #include "daemon/hash_pool.h"
 #include "daemon/save.h"
+#include "tests/oracle/run_oracle.h"
 #include "uring/io_backend.h"
 
 namespace stillframe::daemon {
@@ -18,21 +19,28 @@ namespace stillframe::daemon {
 class Workload {
  public:
   static constexpr std::uint64_t kSaveCount = 4;
+  static constexpr std::uint32_t kKeepLast = 1;
   static const std::string kRunPath;
 
   Workload();
 
+  // Tells the oracle, as all that follows does.
   Result<CommittedCheckpoint> save(uring::IoBackend& io, const std::string& run_id,
                                    std::uint64_t sequence);
-  // Saves kSaveCount times and keeps one, until something fails. Returns the newest sequence that
-  // was acknowledged.
+  // Saves kSaveCount times and keeps kKeepLast, until something fails. Returns the newest sequence
+  // that was acknowledged.
   std::uint64_t run(uring::IoBackend& io);
 
-  // What is there after recovery: nothing damaged, every byte as its hash says, the newest not
-  // older than what was acknowledged.
-  void judge(uring::IoBackend& io, std::uint64_t acknowledged, const std::string& where);
+  // What is there after recovery: nothing damaged, every byte as its hash says and its hashes those
+  // of its step, and such checkpoints as the oracle allows.
+  void judge(uring::IoBackend& io, const std::string& where);
 
-  void forget() { previous_.clear(); }
+  // Of a fresh drive.
+  void forget() {
+    previous_.clear();
+    oracle_ = testing::RunOracle(kKeepLast);
+  }
+  testing::RunOracle& oracle() { return oracle_; }
   const SnapshotPlan& plan() const { return plan_; }
   Bytes slot() { return slot_; }
   void capture(std::int64_t step, SnapshotStream& stream);
@@ -49,6 +57,7 @@ class Workload {
   Bytes slot_;
   HashPool hash_pool_{1};
   std::string previous_;
+  testing::RunOracle oracle_{kKeepLast};
 };
 
 }  // namespace stillframe::daemon

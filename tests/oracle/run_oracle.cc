@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 namespace stillframe::testing {
 
@@ -11,44 +12,88 @@ namespace {
 // retention takes.
 constexpr std::size_t kLagMax = 2;
 
+std::string say(std::int64_t step, std::string_view what) {
+  return "step " + std::to_string(step) + " " + std::string(what);
+}
+
 }  // namespace
+
+void RunOracle::began(std::int64_t step) {
+  if (begun_.empty() || begun_.back() != step) begun_.push_back(step);
+}
+
+bool RunOracle::note(std::string_view word, std::int64_t step) {
+  using Deed = void (RunOracle::*)(std::int64_t);
+  static constexpr std::pair<std::string_view, Deed> kDeeds[] = {
+      {"begin", &RunOracle::began},         {"durable", &RunOracle::acknowledged},
+      {"removing", &RunOracle::removing},   {"removed", &RunOracle::removed},
+      {"pinning", &RunOracle::pinning},     {"pinned", &RunOracle::pinned},
+      {"unpinning", &RunOracle::unpinning}, {"unpinned", &RunOracle::unpinned},
+      {"harmed", &RunOracle::harmed}};
+  const auto* const found =
+      std::ranges::find(kDeeds, word, &std::pair<std::string_view, Deed>::first);
+  if (found == std::end(kDeeds)) return false;
+  (this->*found->second)(step);
+  return true;
+}
+
+// Retention takes a checkpoint only behind keep_last newer ones, and those only behind newer ones
+// still; some of them may have been removed since.
+bool RunOracle::may_be_missing(std::size_t place,
+                               const std::vector<std::int64_t>& restorable) const {
+  const std::int64_t step = begun_[place];
+  if (!acknowledged_.contains(step) || removing_.contains(step) || harmed_.contains(step)) {
+    return true;
+  }
+  if (keep_last_ == 0 || pinned_.contains(step)) return false;
+  const auto was_there = [&](std::int64_t newer) {
+    return std::ranges::find(restorable, newer) != restorable.end() ||
+           (acknowledged_.contains(newer) && removing_.contains(newer));
+  };
+  const auto newer = std::count_if(begun_.begin() + static_cast<std::ptrdiff_t>(place) + 1,
+                                   begun_.end(), was_there);
+  return newer >= static_cast<std::ptrdiff_t>(keep_last_);
+}
 
 std::vector<std::string> RunOracle::judge(const std::vector<std::int64_t>& restorable,
                                           Retention retention) const {
   std::vector<std::string> complaints;
   // The place of each in the order in which they were begun.
-  std::vector<std::ptrdiff_t> places;
+  std::ptrdiff_t last_place = -1;
   for (const std::int64_t step : restorable) {
     const auto found = std::ranges::find(begun_, step);
     if (found == begun_.end()) {
-      complaints.push_back("step " + std::to_string(step) + " is there, which nobody saved");
+      complaints.push_back(say(step, "is there, which nobody saved"));
       continue;
     }
     const std::ptrdiff_t place = found - begun_.begin();
-    if (!places.empty() && place <= places.back()) {
-      complaints.push_back("step " + std::to_string(step) + " is out of order");
-    }
-    places.push_back(place);
+    if (place <= last_place) complaints.push_back(say(step, "is out of order"));
+    last_place = place;
+    if (removed_.contains(step)) complaints.push_back(say(step, "was removed and is there"));
   }
-  // Retention takes a checkpoint only behind keep_last newer ones, and those only behind newer
-  // ones still.
   for (std::size_t place = 0; place < begun_.size(); ++place) {
     const std::int64_t step = begun_[place];
-    if (!acknowledged_.contains(step) || std::ranges::find(restorable, step) != restorable.end()) {
-      continue;
-    }
-    const auto newer = std::ranges::count_if(places, [place](std::ptrdiff_t other) {
-      return other > static_cast<std::ptrdiff_t>(place);
-    });
-    if (keep_last_ == 0 || newer < static_cast<std::ptrdiff_t>(keep_last_)) {
-      complaints.push_back("step " + std::to_string(step) + " was durable and is lost");
+    if (std::ranges::find(restorable, step) == restorable.end() &&
+        !may_be_missing(place, restorable)) {
+      complaints.push_back(say(step, "was durable and is lost"));
     }
   }
-  const std::size_t allowed =
-      keep_last_ + (retention == Retention::kMayLag ? kLagMax : std::size_t{0});
+  const std::size_t allowed = keep_last_ + maybe_pinned_.size() +
+                              (retention == Retention::kMayLag ? kLagMax : std::size_t{0});
   if (keep_last_ != 0 && restorable.size() > allowed) {
     complaints.push_back(std::to_string(restorable.size()) + " checkpoints are kept, of " +
                          std::to_string(keep_last_) + " wanted");
+  }
+  return complaints;
+}
+
+std::vector<std::string> RunOracle::judge_pins(const std::set<std::int64_t>& pinned) const {
+  std::vector<std::string> complaints;
+  for (const std::int64_t step : pinned_) {
+    if (!pinned.contains(step)) complaints.push_back(say(step, "has lost its pin"));
+  }
+  for (const std::int64_t step : pinned) {
+    if (!maybe_pinned_.contains(step)) complaints.push_back(say(step, "has a pin of nobody"));
   }
   return complaints;
 }

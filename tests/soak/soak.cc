@@ -167,8 +167,10 @@ class RunUnderTest {
     for (std::size_t end = text.find('\n'); end != text.npos; end = text.find('\n', at)) {
       const std::string line = text.substr(at, end - at);
       at = end + 1;
-      if (line.starts_with("begin ")) oracle_.began(std::stoll(line.substr(6)));
-      if (line.starts_with("durable ")) oracle_.acknowledged(std::stoll(line.substr(8)));
+      const std::size_t space = line.find(' ');
+      if (!oracle_.note(line.substr(0, space), std::stoll(line.substr(space + 1)))) {
+        complain("a trainer says " + line);
+      }
     }
   }
 

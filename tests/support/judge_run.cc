@@ -12,6 +12,9 @@ std::vector<std::string> judge_recovered(const std::string& run_path, const RunO
   for (const std::string& complaint : oracle.judge(verdict.steps, retention)) {
     complaints.push_back(complaint);
   }
+  for (const std::string& complaint : oracle.judge_pins(verdict.pinned)) {
+    complaints.push_back(complaint);
+  }
   return complaints;
 }
 

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <utility>
 
 extern char** environ;
@@ -104,21 +105,23 @@ int DaemonProcess::stop() {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-State::State() {
+State::State(std::size_t part_count) : tensors_by_part_(part_count) {
   constexpr std::uint32_t kU8 = 1;
+  static constexpr const char* kNames[] = {"model", "optimizer", "ema"};
+  static constexpr const char* kPrefixes[] = {"weight.", "optimizer.state.weight.", "ema.weight."};
+  // The part of each where there are three; with fewer, the last takes what is left.
   const std::vector<std::pair<std::size_t, std::vector<std::uint64_t>>> shapes = {
       {0, {1'500'001}}, {0, {}},       {0, {0, 4}},      {0, {4095}}, {0, {4097}},
-      {0, {17, 3}},     {1, {70'000}}, {1, {1'048'576}}, {1, {511}}};
+      {0, {17, 3}},     {1, {70'000}}, {2, {1'048'576}}, {2, {511}}};
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     std::uint64_t bytes = 1;
     for (const std::uint64_t dimension : shapes[i].second) bytes *= dimension;
-    const std::string prefix = shapes[i].first == 0 ? "weight." : "optimizer.state.weight.";
-    tensors_.push_back({.name = prefix + std::to_string(i),
+    const std::size_t part = std::min(shapes[i].first, part_count - 1);
+    tensors_.push_back({.name = kPrefixes[part] + std::to_string(i),
                         .shape = shapes[i].second,
                         .bytes = std::vector<std::uint8_t>(bytes),
-                        .part = shapes[i].first});
+                        .part = part});
   }
-  tensors_by_part_.resize(2);
   for (const Tensor& tensor : tensors_) {
     tensors_by_part_[tensor.part].push_back(
         {.name = tensor.name.c_str(),
@@ -126,9 +129,8 @@ State::State() {
          .dimension_count = static_cast<std::uint32_t>(tensor.shape.size()),
          .dtype = kU8});
   }
-  const char* names[] = {"model", "optimizer"};
-  for (std::size_t i = 0; i < 2; ++i) {
-    parts_.push_back({.name = names[i],
+  for (std::size_t i = 0; i < part_count; ++i) {
+    parts_.push_back({.name = kNames[i],
                       .tensors = tensors_by_part_[i].data(),
                       .tensor_count = tensors_by_part_[i].size(),
                       .metadata = nullptr,
@@ -188,8 +190,12 @@ std::vector<sf_target> State::targets() {
   return targets;
 }
 
-Trainer::Trainer(std::string run_path, std::string socket_path, std::uint32_t keep_last)
-    : run_path_(std::move(run_path)), socket_path_(std::move(socket_path)), keep_last_(keep_last) {}
+Trainer::Trainer(std::string run_path, std::string socket_path, std::uint32_t keep_last,
+                 std::size_t part_count)
+    : run_path_(std::move(run_path)),
+      socket_path_(std::move(socket_path)),
+      keep_last_(keep_last),
+      state_(part_count) {}
 
 Trainer::~Trainer() {
   if (session_ != nullptr) (void)sf_session_close(session_, 1000, nullptr);
@@ -205,6 +211,12 @@ int Trainer::attach() {
   options.socket_path = socket_path_.c_str();
   const int attached = sf_attach(&options, &session_, &error_);
   if (attached != SF_OK) return attached;
+  return sf_layout_register(session_, state_.parts().data(), state_.parts().size(), 10'000,
+                            &error_);
+}
+
+int Trainer::change_parts(std::size_t count) {
+  state_ = State(count);
   return sf_layout_register(session_, state_.parts().data(), state_.parts().size(), 10'000,
                             &error_);
 }
@@ -248,6 +260,24 @@ void look_for_leftovers(const std::string& run_path, Verdict& verdict) {
   }
 }
 
+// The numbers of the checkpoints that tags name.
+std::set<std::uint64_t> tagged_sequences(const std::string& run_path) {
+  std::set<std::uint64_t> sequences;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(run_path + "/.stillframe/tags", ignored)) {
+    std::uint64_t sequence = 0;
+    if (entry.path().filename().string().ends_with("~")) continue;  // Never finished.
+    if (std::ifstream(entry.path()) >> sequence) sequences.insert(sequence);
+  }
+  return sequences;
+}
+
+std::size_t part_count(const sf_checkpoint* checkpoint) {
+  std::size_t count = 0;
+  while (sf_checkpoint_header(checkpoint, count) != nullptr) ++count;
+  return count;
+}
+
 }  // namespace
 
 Verdict judge(const std::string& run_path) {
@@ -266,7 +296,9 @@ Verdict judge(const std::string& run_path) {
     found.emplace_back(name.substr(0, mark), std::stoll(name.substr(mark + 6)));
   }
   std::sort(found.begin(), found.end());
+  const std::set<std::uint64_t> tagged = tagged_sequences(run_path);
   for (const auto& [sequence, step] : found) {
+    if (tagged.contains(std::stoull(sequence))) verdict.pinned.insert(step);
     sf_error error{};
     sf_checkpoint* checkpoint = nullptr;
     const std::string selector = std::to_string(std::stoull(sequence));
@@ -275,7 +307,7 @@ Verdict judge(const std::string& run_path) {
       verdict.complaints.push_back(sequence + ": " + error.message);
       continue;
     }
-    State state;
+    State state(part_count(checkpoint));
     const std::vector<sf_target> targets = state.targets();
     const int read =
         sf_checkpoint_read(checkpoint, targets.data(), targets.size(), nullptr, &error);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -50,10 +51,10 @@ class DaemonProcess {
   std::string socket_path_;
 };
 
-// The state of `step`: two parts with tensors of odd sizes, empty and 0-d ones included.
+// The state of `step`: tensors of odd sizes, empty and 0-d ones included, in one to three parts.
 class State {
  public:
-  State();
+  explicit State(std::size_t part_count = 2);
   void fill(std::int64_t step);
   bool holds(std::int64_t step) const;
   void clear();
@@ -79,12 +80,14 @@ class State {
 // One attached session over a State. Every call gives the code; `error` keeps the last message.
 class Trainer {
  public:
-  Trainer(std::string run_path, std::string socket_path, std::uint32_t keep_last);
+  Trainer(std::string run_path, std::string socket_path, std::uint32_t keep_last,
+          std::size_t part_count = 2);
   ~Trainer();
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
   int attach();  // And registers the layout.
+  int change_parts(std::size_t count);
   // Eager; waits for a slot for at most `busy_timeout_ms`.
   int save(std::int64_t step, std::uint64_t* ticket, std::uint32_t busy_timeout_ms = 10'000);
   // save() of a state that was filled before.
@@ -107,6 +110,7 @@ class Trainer {
 // What a run directory holds, judged by reading every byte.
 struct Verdict {
   std::vector<std::int64_t> steps;      // Of the restorable checkpoints, oldest first.
+  std::set<std::int64_t> pinned;        // Steps of those that carry a tag.
   std::vector<std::string> complaints;  // Damage, wrong bytes.
   // Temporary directories and half removed checkpoints, which the next recovery takes away.
   std::vector<std::string> leftovers;
