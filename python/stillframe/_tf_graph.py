@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 from tensorflow.python.checkpoint import graph_view, save_util
 
@@ -81,6 +82,18 @@ class VariableGraph:
             and all(now is before for now, before in zip(nodes, self._nodes, strict=True))
             and all(tuple(_shaped(one.holder).shape) == one.spec.shape for one in self.variables)
         )
+
+    def finish_layers(self) -> None:
+        """Let layers whose variables were assigned work out what follows from them.
+
+        Normalization keeps a mean and a variance that it has computed from its variables. A
+        restore of tf.train.Checkpoint leaves the old ones.
+        """
+        for node in self._nodes:
+            if isinstance(node, keras.layers.Layer) and node.built and node.variables:
+                finalize = getattr(node, "finalize_state", None)
+                if finalize is not None:
+                    finalize()
 
     def by_name(self) -> dict[str, GraphVariable]:
         """The variables by name."""

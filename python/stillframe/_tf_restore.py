@@ -71,13 +71,16 @@ def restore_into(root: Any, saved: SavedCheckpoint, name: str) -> Any:
     if own.keys() == there.keys():
         for key, variable in own.items():
             assign(variable.holder, variable.spec, values[key])
+        graph.finish_layers()
         return AllRestored()
     tensors = {key: tensor_of(spec, values[key]) for key, spec in there.items()}
     directory = tempfile.mkdtemp(prefix="stillframe-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     prefix = os.path.join(directory, "ckpt")
     _write(prefix, tensors, description, name)
-    return root.read(prefix)
+    status = root.read(prefix)
+    graph.finish_layers()
+    return status
 
 
 def write_tensorflow(saved: SavedCheckpoint, name: str, prefix: str) -> None:

@@ -262,6 +262,27 @@ def test_a_keras_model_is_one_of_the_trackables(tmp_path: Path) -> None:
 # --- Several devices ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("has_more", [False, True], ids=["all", "some"])
+def test_a_normalization_layer_computes_with_the_statistics_of_the_checkpoint(
+    tmp_path: Path, has_more: bool
+) -> None:
+    def make() -> keras.Model:
+        layers = [keras.layers.Input((2,)), keras.layers.Normalization(), keras.layers.Dense(2)]
+        return keras.Sequential(layers)
+
+    saved = make()
+    saved.layers[0].adapt(np.arange(20.0).reshape(10, 2))
+    # With another variable it is TensorFlow that assigns.
+    more = {"step": tf.Variable(1)} if has_more else {}
+    checkpoint = stillframe.Checkpoint(model=saved, **more)
+    path = checkpoint.save(f"{tmp_path}/ckpt")
+    checkpoint.close()
+    model = make()
+    stillframe.Checkpoint(model=model).restore(path).expect_partial()
+    inputs = np.ones((3, 2))
+    np.testing.assert_array_equal(model(inputs), saved(inputs))
+
+
 def test_a_mirrored_loop_saves_once_and_restores_on_every_replica(tmp_path: Path) -> None:
     script = f"""
 import os
