@@ -96,16 +96,16 @@ class HostileCrowd : public HostileClient {
         << error.message;
     sf_free(json);
   }
-  // Another takes the run of a dead one over at once.
-  void expect_taken_over() {
-    Trainer successor(scratch_.path("frozen"), scratch_.path("socket"), 1);
+  // Where a run or a place among the daemon's clients is about to become free.
+  void expect_served(const std::string& run, std::int64_t step) {
+    Trainer trainer(scratch_.path(run), scratch_.path("socket"), 1);
     int attached = SF_UNAVAILABLE;
-    for (int i = 0; i < kPatienceMs / 10 && attached != SF_OK; ++i) {
-      attached = successor.attach();
-      if (attached != SF_OK) (void)::usleep(10'000);
+    for (int i = 0; i < kPatienceMs / 50 && attached != SF_OK; ++i) {
+      attached = trainer.attach();
+      if (attached != SF_OK) (void)::usleep(50'000);
     }
-    ASSERT_EQ(attached, SF_OK) << successor.error().message;
-    EXPECT_EQ(successor.save_durable(3), SF_OK) << successor.error().message;
+    ASSERT_EQ(attached, SF_OK) << trainer.error().message;
+    EXPECT_EQ(trainer.save_durable(step), SF_OK) << trainer.error().message;
   }
 };
 
@@ -143,14 +143,7 @@ TEST_F(HostileCrowd, of_silent_connections_makes_room_after_a_while) {
   for (int i = 0; i < 100; ++i) silent.push_back(connect_raw());
   save_beside(1, 3);
   // As many as the daemon serves are taken by those that say nothing, until it has enough of them.
-  Trainer late(scratch_.path("late"), scratch_.path("socket"), 1);
-  int attached = SF_UNAVAILABLE;
-  for (int i = 0; i < kPatienceMs / 100 && attached != SF_OK; ++i) {
-    attached = late.attach();
-    if (attached != SF_OK) (void)::usleep(100'000);
-  }
-  EXPECT_EQ(attached, SF_OK) << late.error().message;
-  EXPECT_EQ(late.save_durable(1), SF_OK) << late.error().message;
+  expect_served("late", 1);
 }
 
 TEST_F(HostileCrowd, in_every_state_beside_a_good_trainer_costs_it_no_save) {
@@ -328,7 +321,7 @@ TEST_F(HostileCrowd, frozen_by_a_signal_in_its_capture_holds_up_nobody) {
   ASSERT_TRUE(WIFSTOPPED(status));
   expect_others_are_served();
   frozen.kill_and_reap();
-  expect_taken_over();
+  expect_served("frozen", 3);
 }
 
 TEST_F(HostileCrowd, frozen_by_the_freezer_in_its_capture_holds_up_nobody) {
@@ -343,7 +336,7 @@ TEST_F(HostileCrowd, frozen_by_the_freezer_in_its_capture_holds_up_nobody) {
   ASSERT_EQ(::kill(frozen.pid(), SIGKILL), 0);
   ASSERT_TRUE(freezer.thaw());
   frozen.kill_and_reap();
-  expect_taken_over();
+  expect_served("frozen", 3);
 }
 
 TEST_F(HostileCrowd, that_punches_holes_in_its_slot_gets_no_checkpoint) {

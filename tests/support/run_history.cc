@@ -46,22 +46,14 @@ class History {
     say("durable", step);
     return true;
   }
-  bool pin(std::int64_t step) {
-    say("pinning", step);
-    if (!command("pin", step)) return false;
-    say("pinned", step);
-    return true;
-  }
-  bool unpin(std::int64_t step) {
-    say("unpinning", step);
-    if (!command("unpin", step)) return false;
-    say("unpinned", step);
-    return true;
-  }
-  bool remove(std::int64_t step) {
-    say("removing", step);
-    if (!command("rm", step)) return false;
-    say("removed", step);
+  bool pin(std::int64_t step) { return change("pinning", "pin", "pinned", step); }
+  bool unpin(std::int64_t step) { return change("unpinning", "unpin", "unpinned", step); }
+  bool remove(std::int64_t step) { return change("removing", "rm", "removed", step); }
+  bool change(std::string_view before, const std::string& verb, std::string_view after,
+              std::int64_t step) {
+    say(before, step);
+    if (!command(verb, step)) return false;
+    say(after, step);
     return true;
   }
 
