@@ -168,6 +168,25 @@ TEST_F(LyingDriver, that_gives_a_worker_zeros_fails_the_save) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
+class SlowDriver : public LyingDriver {};
+
+// By the time that the worker copies a place of the ring, the trainer could have packed it anew.
+TEST_F(SlowDriver, that_drains_late_gets_each_place_as_it_was_packed) {
+  start_daemon({{"STILLFRAME_SIMULATED_COPY_MS", "20"}});
+  auto& trainer = train({{.place = Place::kGpu0, .bytes = 5'000'000, .is_lazy = true},
+                         {.place = Place::kGpu0, .bytes = 1'100'003, .is_lazy = true},
+                         {.place = Place::kGpu0, .bytes = 4'000'000, .is_lazy = true}},
+                        {.name = "hbm", .ring_bytes = 2U << 20U});
+  for (std::int64_t step = 1; step < 3; ++step) {
+    trainer.fill(step);
+    ASSERT_EQ(trainer.save_durable(step), SF_OK) << trainer.error().message;
+    EXPECT_EQ(trainer.judge_newest(step), "");
+  }
+  const std::string said = trainer.describe();
+  EXPECT_NE(said.find("\"lane\": \"hbm\""), std::string::npos) << said;
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
 INSTANTIATE_TEST_SUITE_P(Hbm, FailingWorker, ::testing::Values("hbm"));
 INSTANTIATE_TEST_SUITE_P(Ipc, FailingWorker, ::testing::Values("ipc"));
 

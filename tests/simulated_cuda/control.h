@@ -14,6 +14,7 @@
 //   STILLFRAME_SIMULATED_GPUS    how many there are, else 2
 //   STILLFRAME_SIMULATED_BYTES   as simulated_cuda_limit()
 //   STILLFRAME_SIMULATED_FAULT   CALL:NTH:RESULT:STICKY, as simulated_cuda_fail(); any: each call
+//   STILLFRAME_SIMULATED_COPY_MS how long a copy to the host takes at least
 //   STILLFRAME_SIMULATED_ZEROS   when set, an allocation of another process reads as zeros
 //   CUDA_VISIBLE_DEVICES         numbers or UUIDs
 extern "C" {

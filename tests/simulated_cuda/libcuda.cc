@@ -54,6 +54,7 @@ struct Machine {
   sim::Memory memory;
   std::mutex mutex;
   int gpu_count = 2;          // Of this process.
+  int copy_ms = 0;            // How long a copy to the host takes at least.
   int places[kGpusMax] = {};  // Which of the machine's each of them is.
   bool is_started = false;
   CUctx_st contexts[kGpusMax];
@@ -119,6 +120,9 @@ Machine& machine() {
     auto* const fresh = new Machine;
     if (const char* const count = std::getenv("STILLFRAME_SIMULATED_GPUS")) {
       fresh->gpu_count = std::min(std::atoi(count), kGpusMax);
+    }
+    if (const char* const ms = std::getenv("STILLFRAME_SIMULATED_COPY_MS")) {
+      fresh->copy_ms = std::atoi(ms);
     }
     for (int i = 0; i < kGpusMax; ++i) fresh->places[i] = i;
     if (const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES")) see(*fresh, visible);
@@ -475,6 +479,7 @@ ENTRY cuMemcpyDtoHAsync(void* target, CUdeviceptr source, std::size_t bytes, CUs
   ENTER_WITH_CONTEXT("cuMemcpyDtoHAsync");
   check_host(target);
   stream_of(stream).stream.enqueue([=] {
+    (void)::usleep(static_cast<useconds_t>(1000 * machine().copy_ms));
     const sim::Allocation from = machine().memory.find(source, bytes, "a copy to the host");
     std::memcpy(target, from.memory + (source - from.begin), bytes);
   });
