@@ -479,7 +479,8 @@ ENTRY cuMemcpyDtoHAsync(void* target, CUdeviceptr source, std::size_t bytes, CUs
   ENTER_WITH_CONTEXT("cuMemcpyDtoHAsync");
   check_host(target);
   stream_of(stream).stream.enqueue([=] {
-    (void)::usleep(static_cast<useconds_t>(1000 * machine().copy_ms));
+    if (const int ms = machine().copy_ms; ms > 0)
+      (void)::usleep(static_cast<useconds_t>(1000 * ms));
     const sim::Allocation from = machine().memory.find(source, bytes, "a copy to the host");
     std::memcpy(target, from.memory + (source - from.begin), bytes);
   });
