@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,7 +46,7 @@ WIDTH = 3344  # 4 x 3344^2 x 4 bytes x 3 (weights and two moments) = 512 MiB.
 BATCH = 16
 PACED_SECONDS = 0.1
 WARMUP_STEPS = 2
-GPU_BATCH = 16384  # Some tens of milliseconds a step.
+GPU_BATCH = 8192  # Some tens of milliseconds a step.
 ARMS = ("none", "stillframe", "torch.save", "clone+thread", "dcp.async_save")
 GPU_ARMS = (
     *("none", "stillframe", "stillframe hbm", "stillframe ipc"),
@@ -402,6 +402,7 @@ def report(name: str, **figures: object) -> None:
 
 def summarise(
     kind: str,
+    arms: Sequence[str],
     rounds: list[dict[str, Any]],
     replay: dict[str, Any],
     checkpoints: int,
@@ -413,7 +414,7 @@ def summarise(
     ]
     interval = intervals_of(device)[kind]
     mean_step = statistics.mean(bases) / (1 + interval * checkpoints)
-    for arm in arms_of(device)[1:]:
+    for arm in arms[1:]:
         taken = [one[arm][kind] for one in rounds]
         lost = [
             (arm_result["seconds"] - base) / checkpoints
@@ -455,9 +456,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=WIDTH, help="of each of 4 square layers")
     parser.add_argument("--arm", choices=("none", *SAVERS), help=argparse.SUPPRESS)
     parser.add_argument("--replay", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--arms", help="only these contenders, with commas")
     arguments = parser.parse_args()
     device, width = arguments.device, arguments.width
     arms = arms_of(device)
+    if arguments.arms:
+        arms = ("none", *arguments.arms.split(","))
     count = arguments.rounds or (1 if arguments.quick else 7)
     checkpoints = arguments.checkpoints or (2 if arguments.quick else 20)
     if arguments.arm:
@@ -504,7 +508,7 @@ def main() -> None:
             else:
                 rounds.append(one)
         for kind in intervals_of(device):
-            summarise(kind, rounds, replay, checkpoints, device)
+            summarise(kind, arms, rounds, replay, checkpoints, device)
         report("train_slowdown_rounds", valid=len(rounds), void=void_count)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -13,8 +13,8 @@ namespace stillframe::client {
 
 namespace {
 
-// Enough to fill every GPU of today with two blocks for each of its processors, few enough that a
-// block is never waiting long behind the trainer's.
+// Enough to fill every GPU of today with a block for each of its processors, few enough that none
+// is waiting long behind the trainer's.
 constexpr std::uint32_t kBlockCount = 256;
 constexpr std::uint64_t kWorkerPatienceMs = 5'000;
 // Until a worker is asked for again. The trainer waits for the answer, mostly an instant, at worst

@@ -32,6 +32,8 @@ constexpr std::uint64_t kLendTimeoutMs = 5'000;
 constexpr std::uint64_t kHelpBytesMin = std::uint64_t{8} << 20;
 // Beside the reader, of which the drive must not wait for a turn.
 constexpr std::uint32_t kEmptierCpusMin = 3;
+// From memory: a GPU's bus takes what several threads check and hand to it.
+constexpr std::uint32_t kMemoryThreadsMax = 8;
 
 Result<Mapping> map_anonymous(std::size_t bytes) {
   // Two MiB more, so that an aligned piece can be had without a second try.
@@ -319,12 +321,17 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan, const G
       if (!restored) is_damaged.store(true, std::memory_order_relaxed);
     }
   };
-  Result<std::thread> helper = std::thread();
-  if (plan.bytes >= kHelpBytesMin) {
-    helper = or_out_of_memory([&] { return start_quiet_thread("sf-restore", work); });
+  std::vector<std::thread> helpers;
+  const std::uint64_t thread_count = std::min<std::uint64_t>(
+      std::clamp(usable_cpu_count(), 2U, kMemoryThreadsMax), plan.bytes / kHelpBytesMin + 1);
+  helpers.reserve(thread_count);
+  while (helpers.size() + 1 < thread_count) {
+    auto helper = or_out_of_memory([&] { return start_quiet_thread("sf-restore", work); });
+    if (!helper) break;  // Fewer do it too.
+    helpers.push_back(*std::move(helper));
   }
   work();
-  if (helper && helper->joinable()) helper->join();
+  for (std::thread& helper : helpers) helper.join();
   session->give_back(*lent, Deadline::after_ms(kLendTimeoutMs));
   return !is_damaged.load();
 }

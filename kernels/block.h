@@ -23,13 +23,16 @@ namespace stillframe::kernels {
 #if defined(__CUDACC__)
 #define STILLFRAME_DEVICE __device__ __forceinline__
 #define STILLFRAME_DEVICE_TABLE __constant__ const
+#define STILLFRAME_UNROLL _Pragma("unroll")  // What it indexes stays in registers.
 #else
 #define STILLFRAME_DEVICE inline
 #define STILLFRAME_DEVICE_TABLE inline constexpr
+#define STILLFRAME_UNROLL
 #endif
 
 inline constexpr std::uint32_t kWarpThreads = 32;
-inline constexpr std::uint32_t kBlockThreads = 256;
+// As many as make an extent go fast where a launch has few of them (docs/evidence).
+inline constexpr std::uint32_t kBlockThreads = 512;
 
 // The widest thing that one instruction moves.
 struct alignas(16) Quad {

@@ -7,15 +7,19 @@
 // base/hash.h has the same by the library, and tests hold them together.
 //
 // Inputs here have whole stripes of 64 bytes, more than 240 bytes, and end with a full block of 16
-// stripes: 4096 and 2048 bytes do. Sums within a block of stripes commute, so four groups of eight
-// threads, one for each of the eight accumulators, take four stripes of it each.
+// stripes: 4096 and 2048 bytes do. A warp has its input in registers, as it was loaded: Quad i of
+// thread t is the (32 i + t)-th of the input, so that four threads have a stripe and each of them
+// two of its eight accumulators. Sums within a block of stripes commute, so each thread adds up its
+// own stripes before the eight groups of four threads are added.
 namespace stillframe::kernels {
 
 inline constexpr std::uint32_t kStripeBytes = 64;
 inline constexpr std::uint32_t kStripesPerBlock = 16;
 inline constexpr std::uint32_t kHashBlockBytes = kStripeBytes * kStripesPerBlock;  // 1024
 inline constexpr std::uint32_t kAccumulators = 8;
-inline constexpr std::uint32_t kGroups = kWarpThreads / kAccumulators;  // 4
+// Of a block, that a thread holds, and of a stripe.
+inline constexpr std::uint32_t kQuadsPerBlock = kHashBlockBytes / 16 / kWarpThreads;  // 2
+inline constexpr std::uint32_t kQuadsPerStripe = kStripeBytes / 16;                   // 4
 
 inline constexpr std::uint64_t kPrime32First = 0x9E3779B1;
 inline constexpr std::uint64_t kPrime64First = 0x9E3779B185EBCA87;
@@ -48,54 +52,90 @@ STILLFRAME_DEVICE std::uint64_t fold_product(std::uint64_t a, std::uint64_t b) {
   return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
 }
 
-// Every warp w hashes the `bytes` of shared memory from `begin + w * stride` on, a multiple of
-// 1024; its thread 0 then has the hash. All warps of the block call it together, with shared memory
-// written before a barrier; warps from `warp_count` on only take part.
-template <class Block>
-STILLFRAME_DEVICE void hash_by_warps(Block& block, std::uint32_t begin, std::uint32_t stride,
-                                     std::uint32_t bytes, std::uint32_t warp_count,
+// What a warp hashes, one 32nd of it.
+template <std::uint32_t kBlocks>
+struct HashInput {
+  Quad quads[kBlocks * kQuadsPerBlock];
+};
+
+// A thread's part of the secret, which every hash needs: on a GPU a table that threads of a warp
+// read at different places is slow.
+struct HashKeys {
+  Quad stripes[kQuadsPerBlock];
+  Quad last_stripe;  // The input's last one has a place in the secret of its own.
+  std::uint64_t scramble = 0;
+  std::uint64_t merge = 0;
+};
+
+STILLFRAME_DEVICE HashKeys hash_keys(std::uint32_t thread) {
+  HashKeys keys;
+  const std::uint32_t pair = thread % kQuadsPerStripe * 2;
+  const std::uint32_t group = thread % kWarpThreads / kQuadsPerStripe;
+  STILLFRAME_UNROLL
+  for (std::uint32_t i = 0; i < kQuadsPerBlock; ++i) {
+    const std::uint32_t stripe = i * (kWarpThreads / kQuadsPerStripe) + group;
+    keys.stripes[i] = {.low = kSecret[stripe + pair], .high = kSecret[stripe + pair + 1]};
+  }
+  const bool is_last = group + 1 == kWarpThreads / kQuadsPerStripe;
+  // 7 bytes before the end of the secret's first 192.
+  keys.last_stripe =
+      is_last ? Quad{.low = secret_at(121 + pair * 8), .high = secret_at(121 + pair * 8 + 8)}
+              : keys.stripes[kQuadsPerBlock - 1];
+  const std::uint32_t accumulator = pair + group % 2;
+  keys.scramble = kSecret[16 + accumulator];
+  keys.merge = secret_at(11 + accumulator * 8);
+  return keys;
+}
+
+STILLFRAME_DEVICE std::uint64_t half_product(std::uint64_t key) {
+  return (key & 0xFFFFFFFF) * (key >> 32);
+}
+
+// Every warp hashes its input; its thread 0 then has the hash. All warps of the block call it
+// together.
+template <std::uint32_t kBlocks, class Block>
+STILLFRAME_DEVICE void hash_by_warps(Block& block,
+                                     typename Block::template PerThread<HashInput<kBlocks>>& input,
+                                     typename Block::template PerThread<HashKeys>& keys,
                                      typename Block::template PerThread<std::uint64_t>& hash) {
+  // Each thread ends with one accumulator, which three others have too.
   typename Block::template PerThread<std::uint64_t> accumulator;
-  typename Block::template PerThread<std::uint64_t> products;
-  typename Block::template PerThread<std::uint64_t> values;
+  typename Block::template PerThread<std::uint64_t> kept;
+  typename Block::template PerThread<std::uint64_t> given;
   block.each([&](std::uint32_t thread) {
-    accumulator[thread] = kFirstAccumulators[thread % kAccumulators];
+    accumulator[thread] =
+        kFirstAccumulators[thread % kQuadsPerStripe * 2 + thread / kQuadsPerStripe % 2];
   });
-  const std::uint32_t block_count = bytes / kHashBlockBytes;
-  for (std::uint32_t at = 0; at < block_count; ++at) {
-    const bool is_last = at + 1 == block_count;
+  STILLFRAME_UNROLL
+  for (std::uint32_t at = 0; at < kBlocks; ++at) {
+    const bool is_last = at + 1 == kBlocks;
     block.each([&](std::uint32_t thread) {
-      const std::uint32_t lane = thread % kAccumulators;
-      const std::uint32_t group = thread % kWarpThreads / kAccumulators;
-      const std::uint32_t warp = thread / kWarpThreads;
-      std::uint64_t product_sum = 0;
-      std::uint64_t value_sum = 0;
-      for (std::uint32_t step = 0; step < kStripesPerBlock / kGroups && warp < warp_count; ++step) {
-        const std::uint32_t stripe = step * kGroups + group;
-        const std::uint32_t offset =
-            begin + warp * stride + at * kHashBlockBytes + stripe * kStripeBytes + lane * 8;
-        const std::uint64_t value = block.shared().template load<std::uint64_t>(thread, offset);
-        // The input's last stripe has a place in the secret of its own: 7 bytes before the end.
-        const bool is_last_stripe = is_last && stripe + 1 == kStripesPerBlock;
-        const std::uint64_t key =
-            value ^ (is_last_stripe ? secret_at(121 + lane * 8) : kSecret[stripe + lane]);
-        product_sum += (key & 0xFFFFFFFF) * (key >> 32);
-        value_sum += value;
+      std::uint64_t even = 0;
+      std::uint64_t odd = 0;
+      STILLFRAME_UNROLL
+      for (std::uint32_t i = 0; i < kQuadsPerBlock; ++i) {
+        const Quad value = input[thread].quads[at * kQuadsPerBlock + i];
+        const Quad key =
+            is_last && i + 1 == kQuadsPerBlock ? keys[thread].last_stripe : keys[thread].stripes[i];
+        // Each value goes to the neighbour's accumulator.
+        even += half_product(value.low ^ key.low) + value.high;
+        odd += half_product(value.high ^ key.high) + value.low;
       }
-      products[thread] = product_sum;
-      values[thread] = value_sum;
+      const bool has_odd = thread / kQuadsPerStripe % 2 != 0;
+      kept[thread] = has_odd ? odd : even;
+      given[thread] = has_odd ? even : odd;
     });
+    block.shuffle_across(given, kQuadsPerStripe);
+    block.each([&](std::uint32_t thread) { kept[thread] += given[thread]; });
+    STILLFRAME_UNROLL
     for (std::uint32_t mask = kAccumulators; mask < kWarpThreads; mask *= 2) {
-      block.add_across(products, mask);
-      block.add_across(values, mask);
+      block.add_across(kept, mask);
     }
-    // Each value goes to the neighbour's accumulator.
-    block.shuffle_across(values, 1);
     block.each([&](std::uint32_t thread) {
-      std::uint64_t sum = accumulator[thread] + products[thread] + values[thread];
+      std::uint64_t sum = accumulator[thread] + kept[thread];
       if (!is_last) {
         sum ^= sum >> 47;
-        sum ^= kSecret[16 + thread % kAccumulators];
+        sum ^= keys[thread].scramble;
         sum *= kPrime32First;
       }
       accumulator[thread] = sum;
@@ -103,16 +143,16 @@ STILLFRAME_DEVICE void hash_by_warps(Block& block, std::uint32_t begin, std::uin
   }
   // Pairs of accumulators, folded; then the sum of the four pairs.
   block.each([&](std::uint32_t thread) {
-    values[thread] = accumulator[thread] ^ secret_at(11 + thread % kAccumulators * 8);
-    products[thread] = values[thread];
+    kept[thread] = accumulator[thread] ^ keys[thread].merge;
+    given[thread] = kept[thread];
   });
-  block.shuffle_across(values, 1);
+  block.shuffle_across(given, kQuadsPerStripe);
+  block.each(
+      [&](std::uint32_t thread) { kept[thread] = fold_product(kept[thread], given[thread]); });
+  STILLFRAME_UNROLL
+  for (std::uint32_t mask = 1; mask < kQuadsPerStripe; mask *= 2) block.add_across(kept, mask);
   block.each([&](std::uint32_t thread) {
-    products[thread] = thread % 2 == 0 ? fold_product(products[thread], values[thread]) : 0;
-  });
-  for (std::uint32_t mask = 1; mask < kAccumulators; mask *= 2) block.add_across(products, mask);
-  block.each([&](std::uint32_t thread) {
-    std::uint64_t sum = bytes * kPrime64First + products[thread];
+    std::uint64_t sum = std::uint64_t{kBlocks} * kHashBlockBytes * kPrime64First + kept[thread];
     sum ^= sum >> 37;
     sum *= 0x165667919E3779F9;
     hash[thread] = sum ^ sum >> 32;

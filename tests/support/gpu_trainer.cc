@@ -1,6 +1,8 @@
 #include "tests/support/gpu_trainer.h"
 
 #include <algorithm>
+#include <chrono>
+#include <span>
 #include <thread>
 #include <utility>
 
@@ -12,6 +14,8 @@ namespace stillframe::testing {
 namespace {
 
 constexpr std::uint64_t kColumns = 8;  // Of a strided tensor.
+constexpr std::uint64_t kStagingBytes = std::uint64_t{16} << 20U;
+constexpr std::uint64_t kScratchBytes = std::uint64_t{16} << 20U;
 
 // As an allocator maps them that does not mean to share.
 class PrivatePages {
@@ -208,12 +212,66 @@ void GpuTrainer::fill(std::int64_t step, Which which) {
                         memory.on_host.begin() + static_cast<std::ptrdiff_t>(tensor.misalignment));
       continue;
     }
-    in_flight_.push_back(std::move(bytes));
+    std::byte* const staged = stage(tensor.bytes);
+    std::ranges::copy(std::as_bytes(std::span(bytes)), staged);
     const cuda::Current current(*contexts_[memory.gpu]);
     const CUresult copied = contexts_[memory.gpu]->calls().cuMemcpyHtoDAsync(
-        memory.begin + tensor.misalignment, in_flight_.back().data(), tensor.bytes,
-        streams_[memory.gpu].get());
+        memory.begin + tensor.misalignment, staged, tensor.bytes, streams_[memory.gpu].get());
     check(copied == CUDA_SUCCESS, "the trainer computes");
+  }
+}
+
+std::byte* GpuTrainer::stage(std::uint64_t bytes) {
+  while (staging_block_ < staging_.size() &&
+         staging_[staging_block_].bytes - staged_bytes_ < bytes) {
+    ++staging_block_;
+    staged_bytes_ = 0;
+  }
+  if (staging_block_ == staging_.size()) {
+    const std::uint64_t block_bytes = std::max(bytes, kStagingBytes);
+    auto memory = cuda::allocate_host(contexts_[0], block_bytes);
+    check(memory.has_value(), "there is page-locked memory");
+    staging_.push_back({.memory = *std::move(memory), .bytes = block_bytes});
+  }
+  auto* const begin = static_cast<std::byte*>(staging_[staging_block_].memory.get());
+  return begin + std::exchange(staged_bytes_, staged_bytes_ + bytes);
+}
+
+void GpuTrainer::copy_within(int gpu, CUdeviceptr target, CUdeviceptr source, std::uint64_t bytes) {
+  const cuda::Current current(*contexts_[gpu]);
+  const CUresult copied =
+      contexts_[gpu]->calls().cuMemcpyDtoDAsync(target, source, bytes, streams_[gpu].get());
+  check(copied == CUDA_SUCCESS, "the trainer computes");
+}
+
+void GpuTrainer::delay() {
+  constexpr std::uint64_t kHalf = kScratchBytes / 2;
+  for (int gpu = 0; gpu < gpu_count_; ++gpu) {
+    if (delay_copies_[gpu] == 0) {
+      auto scratch = cuda::allocate(contexts_[gpu], kScratchBytes);
+      check(scratch.has_value(), "a GPU has memory");
+      scratch_[gpu] = *std::move(scratch);
+      wait_gpus();
+      const auto begin = std::chrono::steady_clock::now();
+      copy_within(gpu, scratch_[gpu].get(), scratch_[gpu].get() + kHalf, kHalf);
+      wait_gpus();
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+      delay_copies_[gpu] = 1 + static_cast<std::uint64_t>(0.01 / taken.count());
+    }
+    for (std::uint64_t i = 0; i < delay_copies_[gpu]; ++i) {
+      copy_within(gpu, scratch_[gpu].get(), scratch_[gpu].get() + kHalf, kHalf);
+    }
+  }
+}
+
+void GpuTrainer::spoil() {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const Tensor& tensor = tensors_[i];
+    if (memories_[i].gpu < 0 || !tensor.is_lazy || tensor.bytes == 0) continue;
+    check(tensor.bytes <= kScratchBytes && delay_copies_[memories_[i].gpu] > 0,
+          "delay() comes before spoil()");
+    copy_within(memories_[i].gpu, memories_[i].begin + tensor.misalignment,
+                scratch_[memories_[i].gpu].get(), tensor.bytes);
   }
 }
 
@@ -225,7 +283,8 @@ void GpuTrainer::wait_gpus() {
     if (calls.cuEventRecord(event->get(), streams_[i].get()) != CUDA_SUCCESS) continue;
     while (calls.cuEventQuery(event->get()) == CUDA_ERROR_NOT_READY) std::this_thread::yield();
   }
-  in_flight_.clear();
+  staging_block_ = 0;
+  staged_bytes_ = 0;
 }
 
 std::vector<sf_source> GpuTrainer::sources() const {

@@ -47,6 +47,10 @@ class GpuTrainer {
   // Gives every tensor its bytes of `step`: those that `is_wanted` says. On GPUs, in stream order.
   enum class Which { kAll, kLazy, kEarly };
   void fill(std::int64_t step, Which which = Which::kAll);
+  // Puts the streams some 10 ms behind.
+  void delay();
+  // Writes other bytes to the lazy tensors of GPUs, as soon as the streams get there.
+  void spoil();
   void wait_gpus();
 
   int begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket,
@@ -94,6 +98,9 @@ class GpuTrainer {
   };
   void allocate(std::size_t tensor);
   std::vector<std::uint8_t> content(std::int64_t step, std::size_t tensor) const;
+  // Page-locked, so that a copy from it is nobody's wait; anew after wait_gpus().
+  std::byte* stage(std::uint64_t bytes);
+  void copy_within(int gpu, CUdeviceptr target, CUdeviceptr source, std::uint64_t bytes);
   std::vector<sf_source> sources() const;
 
   std::string run_path_;
@@ -103,8 +110,16 @@ class GpuTrainer {
   std::shared_ptr<const cuda::Context> contexts_[2];
   cuda::Stream streams_[2];
   std::vector<cuda::DeviceBuffer> taken_;
-  int gpu_count_ = 0;                                // 1 or 2.
-  std::deque<std::vector<std::uint8_t>> in_flight_;  // What fill() copies from.
+  int gpu_count_ = 0;  // 1 or 2.
+  struct StagingBlock {
+    cuda::HostBuffer memory;
+    std::uint64_t bytes = 0;
+  };
+  std::deque<StagingBlock> staging_;  // What fill() copies from.
+  std::size_t staging_block_ = 0;
+  std::uint64_t staged_bytes_ = 0;  // Of that block.
+  cuda::DeviceBuffer scratch_[2];
+  std::uint64_t delay_copies_[2] = {};
   sf_session* session_ = nullptr;
   sf_error error_{};
 };
