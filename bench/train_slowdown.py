@@ -390,7 +390,9 @@ def start_arm(
     command = [sys.executable, __file__, "--directory", str(scratch), "--arm", arm]
     command += ["--checkpoints", str(checkpoints), "--device", device, "--width", str(width)]
     command += ["--replay"] if replays else []
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    begin = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    print(f"{arm}: {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
     shutil.rmtree(scratch, ignore_errors=True)
     return json.loads(done.stdout.splitlines()[-1])
 

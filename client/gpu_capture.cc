@@ -90,7 +90,7 @@ Status GpuCapture::plan(const std::shared_ptr<const Layout>& layout,
                           [](const auto& entry) { return entry.second->wants_worker(); })) {
     is_planned_ = false;
   }
-  auto changed = tensors_.update(*driver_, layout, sources, is_lazy);
+  auto changed = tensors_.update(driver_, layout, sources, is_lazy);
   if (!changed || *changed) is_planned_ = false;
   if (!changed) return std::move(changed).error();
   if (is_planned_) {

@@ -86,9 +86,15 @@ Result<std::uint32_t> GpuLease::find_allocation(std::uint64_t address) {
     return Error(Code::kUnavailable,
                  "the training's allocator makes memory that no other process can open");
   }
-  allocations_.push_back({.begin = facts->range_begin,
-                          .bytes = facts->range_bytes,
-                          .has_descriptor = !facts->has_legacy_ipc});
+  cuda::Allocation found{.begin = facts->range_begin, .bytes = facts->range_bytes};
+  if (!facts->has_legacy_ipc) {
+    // One descriptor is of what one handle maps.
+    auto mapped = cuda::find_allocation(*context_, address);
+    if (!mapped) return std::move(mapped).error();
+    found = *mapped;
+  }
+  allocations_.push_back(
+      {.begin = found.begin, .bytes = found.bytes, .has_descriptor = !facts->has_legacy_ipc});
   return static_cast<std::uint32_t>(allocations_.size());
 }
 

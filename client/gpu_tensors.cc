@@ -23,34 +23,51 @@ Error no_gpu_memory(const format::PlacedTensor& tensor) {
 
 }  // namespace
 
-Result<const GpuTensors::Range*> GpuTensors::find_range(const cuda::Driver& driver,
-                                                        std::uint64_t address) {
-  auto at = std::ranges::upper_bound(ranges_, address, {}, &Range::begin);
-  if (at != ranges_.begin() && address < std::prev(at)->end) return &*std::prev(at);
-  const auto facts = cuda::look_up_pointer(driver, pointer_to(address));
+Result<std::optional<GpuTensors::Range>> GpuTensors::ask(
+    const std::shared_ptr<const cuda::Driver>& driver, std::uint64_t address) {
+  const auto facts = cuda::look_up_pointer(*driver, pointer_to(address));
   if (!facts) return facts.error();
-  if (!facts->is_on_gpu) return nullptr;
-  // Of memory that is mapped in pieces the driver may tell less than the tensor's whole range.
-  const std::uint64_t begin = facts->range_bytes == 0 ? address : facts->range_begin;
-  const std::uint64_t end = begin + std::max<std::uint64_t>(facts->range_bytes, 1);
-  at = ranges_.insert(
-      at, {.begin = begin, .end = end, .ordinal = facts->ordinal, .buffer_id = facts->buffer_id});
-  return &*at;
+  if (!facts->is_on_gpu) return std::optional<Range>();
+  cuda::Allocation found{.begin = facts->range_begin, .bytes = facts->range_bytes};
+  if (!facts->has_legacy_ipc) {
+    // Perhaps mapped page by page, then only what is mapped here by one handle.
+    std::shared_ptr<const cuda::Context>& context = contexts_[facts->ordinal];
+    if (!context) {
+      auto retained = cuda::Context::retain(driver, facts->ordinal);
+      if (!retained) return std::move(retained).error();
+      context = *std::move(retained);
+    }
+    const auto allocation = cuda::find_allocation(*context, address);
+    if (!allocation) return std::optional<Range>();  // Reserved, but with nothing there any more.
+    found = *allocation;
+  }
+  if (found.bytes == 0) found = {.begin = address, .bytes = 1};
+  return std::optional(Range{.begin = found.begin,
+                             .end = found.begin + found.bytes,
+                             .ordinal = facts->ordinal,
+                             .buffer_id = facts->buffer_id});
 }
 
-Result<bool> GpuTensors::are_ranges_valid(const cuda::Driver& driver) const {
+Result<const GpuTensors::Range*> GpuTensors::find_range(
+    const std::shared_ptr<const cuda::Driver>& driver, std::uint64_t address) {
+  auto at = std::ranges::upper_bound(ranges_, address, {}, &Range::begin);
+  if (at != ranges_.begin() && address < std::prev(at)->end) return &*std::prev(at);
+  const auto range = ask(driver, address);
+  if (!range) return range.error();
+  if (!*range) return nullptr;
+  return &*ranges_.insert(at, **range);
+}
+
+Result<bool> GpuTensors::are_ranges_valid(const std::shared_ptr<const cuda::Driver>& driver) {
   for (const Range& range : ranges_) {
-    const auto facts = cuda::look_up_pointer(driver, pointer_to(range.begin));
-    if (!facts) return facts.error();
-    if (!facts->is_on_gpu || facts->ordinal != range.ordinal ||
-        facts->buffer_id != range.buffer_id) {
-      return false;
-    }
+    const auto now = ask(driver, range.begin);
+    if (!now) return now.error();
+    if (*now != range) return false;
   }
   return true;
 }
 
-Result<bool> GpuTensors::update(const cuda::Driver& driver,
+Result<bool> GpuTensors::update(const std::shared_ptr<const cuda::Driver>& driver,
                                 const std::shared_ptr<const Layout>& layout,
                                 std::span<const sf_source> sources, bool is_lazy) {
   const auto before = std::exchange(tensors_, {});

@@ -1,13 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/result.h"
 #include "client/layout.h"
 #include "client/libstillframe.h"
+#include "cuda/context.h"
 #include "cuda/driver.h"
 
 namespace stillframe::client {
@@ -33,7 +36,8 @@ class GpuTensors {
   // Whether something changed since the call before. With `is_lazy`, sources that are not lazy are
   // early. kInvalidArgument: a tensor lies on no GPU, though its source says so, or in two
   // allocations of different GPUs; the message names it.
-  Result<bool> update(const cuda::Driver& driver, const std::shared_ptr<const Layout>& layout,
+  Result<bool> update(const std::shared_ptr<const cuda::Driver>& driver,
+                      const std::shared_ptr<const Layout>& layout,
                       std::span<const sf_source> sources, bool is_lazy);
   std::span<const GpuTensor> get() const noexcept { return tensors_; }
 
@@ -44,10 +48,17 @@ class GpuTensors {
     std::uint64_t end = 0;
     int ordinal = 0;
     std::uint64_t buffer_id = 0;
-  };
-  Result<const Range*> find_range(const cuda::Driver& driver, std::uint64_t address);
-  Result<bool> are_ranges_valid(const cuda::Driver& driver) const;
 
+    bool operator==(const Range&) const = default;
+  };
+  // The one that holds an address; none where that is no GPU's.
+  Result<std::optional<Range>> ask(const std::shared_ptr<const cuda::Driver>& driver,
+                                   std::uint64_t address);
+  Result<const Range*> find_range(const std::shared_ptr<const cuda::Driver>& driver,
+                                  std::uint64_t address);
+  Result<bool> are_ranges_valid(const std::shared_ptr<const cuda::Driver>& driver);
+
+  std::map<int, std::shared_ptr<const cuda::Context>> contexts_;  // By ordinal.
   std::shared_ptr<const Layout> layout_;
   std::vector<GpuTensor> tensors_;
   std::vector<Range> ranges_;  // Sorted.

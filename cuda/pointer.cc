@@ -1,6 +1,7 @@
 #include "cuda/pointer.h"
 
 #include <iterator>
+#include <utility>
 
 namespace stillframe::cuda {
 
@@ -38,6 +39,16 @@ Result<PointerFacts> look_up_pointer(const Driver& driver, const void* address) 
       .range_bytes = range_bytes,
       .has_legacy_ipc = has_legacy_ipc != 0,
       .has_descriptor = (handle_types & CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0};
+}
+
+Result<Allocation> find_allocation(const Context& context, std::uint64_t address) {
+  const Current current(context);
+  CUdeviceptr begin = 0;
+  std::size_t bytes = 0;
+  auto found = context.driver().check(
+      "look an allocation up", context.calls().cuMemGetAddressRange(&begin, &bytes, address));
+  if (!found) return std::move(found).error();
+  return Allocation{.begin = begin, .bytes = bytes};
 }
 
 }  // namespace stillframe::cuda

@@ -88,12 +88,14 @@ class Fence:
             self.finish()
             return
         try:
-            is_open = self._session.open_fence(capture.number, stall_ms=STALL_MS)
+            # With check="full", or a ring smaller than the state, this waits for the GPU, which
+            # first ends what training has enqueued before the save.
+            is_open = self._session.open_fence(capture.number, stall_ms=_GPU_STALL_MS)
         except StillframeError as error:
             self.void(str(error))
             return
         if not is_open:
-            self.void(f"nothing was copied for {STALL_MS} ms while training waited")
+            self.void(f"nothing was copied for {_GPU_STALL_MS} ms while training waited")
             return
         with self._changed:
             # The counters are compared here: behind this, they move.

@@ -84,6 +84,9 @@ TEST_F(Cuda, an_address_tells_whose_it_is) {
   EXPECT_EQ(facts->ordinal, 1);
   EXPECT_EQ(facts->range_begin, buffer->get());
   EXPECT_EQ(facts->range_bytes, 1000U);
+  const auto allocation = find_allocation(*context_, buffer->get() + 10);
+  ASSERT_TRUE(allocation);
+  EXPECT_EQ(*allocation, (Allocation{.begin = buffer->get(), .bytes = 1000}));
   int on_the_stack = 0;
   const auto host = look_up_pointer(*driver_, &on_the_stack);
   ASSERT_TRUE(host);

@@ -169,6 +169,7 @@ TEST_P(EveryLane, of_many_chunks_is_restored_bit_for_bit) {
 TEST_P(EveryLane, follows_tensors_that_move) {
   std::vector<Tensor> tensors = GpuTrainer::mixed_tensors();
   tensors[3].allocator = GpuTrainer::Allocator::kShareable;
+  tensors[8].allocator = GpuTrainer::Allocator::kPieces;
   auto& trainer = train(std::move(tensors));
   for (std::int64_t step = 0; step < 4; ++step) {
     trainer.fill(step);
@@ -182,15 +183,19 @@ TEST_P(EveryLane, follows_tensors_that_move) {
 
 // As a framework's allocator makes them that maps memory page by page.
 TEST_P(EveryLane, of_memory_with_descriptors_is_restored_bit_for_bit) {
-  std::vector<Tensor> tensors = GpuTrainer::mixed_tensors();
-  for (Tensor& tensor : tensors) tensor.allocator = GpuTrainer::Allocator::kShareable;
-  auto& trainer = train(std::move(tensors));
-  trainer.fill(0);
-  for (std::int64_t step = 0; step < 3; ++step) {
-    ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
+  for (const auto allocator : {GpuTrainer::Allocator::kShareable, GpuTrainer::Allocator::kPieces}) {
+    std::vector<Tensor> tensors = GpuTrainer::mixed_tensors();
+    tensors.push_back({.place = Place::kGpu0, .bytes = 5'000'001, .is_lazy = true});
+    for (Tensor& tensor : tensors) tensor.allocator = allocator;
+    auto& trainer = train(std::move(tensors));
+    trainer.fill(0);
+    for (std::int64_t step = 0; step < 3; ++step) {
+      ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
+    }
+    EXPECT_TRUE(is_in_use()) << trainer.describe();
+    EXPECT_EQ(trainer.close(), SF_OK);
+    trainer_.reset();
   }
-  EXPECT_TRUE(is_in_use()) << trainer.describe();
-  EXPECT_EQ(trainer.close(), SF_OK);
 }
 
 TEST_P(EveryLane, of_memory_that_is_private_is_captured_as_well) {

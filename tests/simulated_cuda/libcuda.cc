@@ -516,6 +516,9 @@ ENTRY cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attributes
   const bool is_known = machine().memory.look_up(address, found) &&
                         found.kind != sim::Allocation::Kind::kHost &&
                         found.kind != sim::Allocation::Kind::kRegistered;
+  // As was seen of a real one: what was reserved together, however it is mapped.
+  std::pair<CUdeviceptr, std::size_t> range(found.begin, found.bytes);
+  if (found.kind == sim::Allocation::Kind::kShared) range = machine().memory.find_reserved(address);
   for (unsigned int i = 0; i < count; ++i) {
     switch (attributes[i]) {
       case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
@@ -529,10 +532,10 @@ ENTRY cuPointerGetAttributes(unsigned int count, CUpointer_attribute* attributes
         *static_cast<unsigned long long*>(values[i]) = found.id;
         break;
       case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-        *static_cast<CUdeviceptr*>(values[i]) = found.begin;
+        *static_cast<CUdeviceptr*>(values[i]) = range.first;
         break;
       case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
-        *static_cast<std::size_t*>(values[i]) = found.bytes;
+        *static_cast<std::size_t*>(values[i]) = range.second;
         break;
       case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
         *static_cast<unsigned int*>(values[i]) =
@@ -608,6 +611,15 @@ ENTRY cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* memory, void*
   *memory = machine().memory.take_shared(
       static_cast<int>(reinterpret_cast<std::intptr_t>(exported)), pushed.back()->ordinal);
   return *memory == 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+ENTRY cuMemGetAddressRange(CUdeviceptr* begin, std::size_t* bytes, CUdeviceptr address) {
+  ENTER_WITH_CONTEXT("cuMemGetAddressRange");
+  sim::Allocation found;
+  if (!machine().memory.look_up(address, found)) return CUDA_ERROR_NOT_FOUND;
+  *begin = found.begin;
+  *bytes = found.bytes;
+  return CUDA_SUCCESS;
 }
 
 ENTRY cuMemAddressReserve(CUdeviceptr* address, std::size_t bytes, std::size_t, CUdeviceptr,

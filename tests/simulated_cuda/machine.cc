@@ -279,7 +279,16 @@ bool Memory::look_up(CUdeviceptr address, Allocation& found) {
 
 Allocation Memory::find(CUdeviceptr address, std::size_t bytes, const char* who) {
   Allocation found;
-  if (!look_up(address, found) || bytes > found.bytes - (address - found.begin)) {
+  bool is_known = look_up(address, found);
+  while (is_known && bytes > found.bytes - (address - found.begin)) {
+    Allocation next;
+    is_known = found.kind == Allocation::Kind::kShared &&
+               look_up(found.begin + found.bytes, next) &&
+               next.memory == found.memory + found.bytes;
+    found.bytes += next.bytes;
+    found.is_accessible = found.is_accessible && next.is_accessible;
+  }
+  if (!is_known) {
     violate(std::string(who) + " touches memory that is no allocation's, or was freed");
   }
   if (!found.is_accessible) violate(std::string(who) + " touches memory before cuMemSetAccess");
@@ -326,31 +335,50 @@ bool Memory::release_shared(std::uint64_t number) {
 CUdeviceptr Memory::reserve(std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   const auto begin = reinterpret_cast<CUdeviceptr>(map(bytes, PROT_NONE));
-  reserved_[begin] = bytes;
+  reserved_[begin] = {.bytes = bytes, .memory = static_cast<std::byte*>(map(bytes, PROT_NONE))};
   return begin;
+}
+
+std::map<CUdeviceptr, Memory::Reserved>::iterator Memory::reserved_at(CUdeviceptr address) {
+  auto next = reserved_.upper_bound(address);
+  if (next == reserved_.begin()) return reserved_.end();
+  --next;
+  return address - next->first < next->second.bytes ? next : reserved_.end();
+}
+
+std::pair<CUdeviceptr, std::size_t> Memory::find_reserved(CUdeviceptr address) {
+  const std::lock_guard lock(mutex_);
+  const auto found = reserved_at(address);
+  if (found == reserved_.end()) return {};
+  return {found->first, found->second.bytes};
 }
 
 void Memory::unreserve(CUdeviceptr begin, std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   const auto found = reserved_.find(begin);
-  if (found == reserved_.end() || found->second != bytes) {
+  if (found == reserved_.end() || found->second.bytes != bytes) {
     violate("cuMemAddressFree of what is not reserved");
   }
-  if (by_address_.contains(begin)) violate("cuMemAddressFree of addresses that are mapped");
+  const auto mapped = by_address_.lower_bound(begin);
+  if (mapped != by_address_.end() && mapped->first < begin + bytes) {
+    violate("cuMemAddressFree of addresses that are mapped");
+  }
+  (void)::munmap(found->second.memory, bytes);
   reserved_.erase(found);  // But never given to anybody else, as in add().
 }
 
 bool Memory::map_shared(CUdeviceptr begin, std::size_t bytes, std::uint64_t number) {
   const std::lock_guard lock(mutex_);
-  const auto reserved = reserved_.find(begin);
-  if (reserved == reserved_.end() || reserved->second < bytes) {
+  const auto reserved = reserved_at(begin);
+  if (reserved == reserved_.end() || reserved->first + reserved->second.bytes < begin + bytes) {
     violate("cuMemMap at addresses that are not reserved");
   }
   const auto shared = shared_.find(number);
   if (shared == shared_.end()) violate("cuMemMap of memory that was released");
   if (bytes != shared->second->bytes) return false;
   void* const memory =
-      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, shared->second->fd, 0);
+      ::mmap(reserved->second.memory + (begin - reserved->first), bytes, PROT_READ | PROT_WRITE,
+             MAP_SHARED | MAP_FIXED, shared->second->fd, 0);
   if (memory == MAP_FAILED) violate("the machine has no memory left");
   by_address_[begin] = {.kind = Allocation::Kind::kShared,
                         .ordinal = shared->second->ordinal,
@@ -370,7 +398,11 @@ void Memory::unmap_shared(CUdeviceptr begin, std::size_t bytes) {
       found->second.bytes != bytes) {
     violate("cuMemUnmap of what is not mapped");
   }
-  (void)::munmap(found->second.memory, bytes);
+  // The place stays reserved.
+  if (::mmap(found->second.memory, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+             0) == MAP_FAILED) {
+    violate("the machine has no memory left");
+  }
   by_address_.erase(found);
 }
 

@@ -16,6 +16,7 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 
 // The GPUs behind tests/simulated_cuda/libcuda.cc.
 namespace stillframe::simulated_cuda {
@@ -64,7 +65,7 @@ class Memory {
   bool unregister_host(void* memory);
   // The GPU's address of page-locked memory; 0: it is none.
   CUdeviceptr find_host(const void* memory);
-  // Violates when the range is not within one allocation.
+  // Violates when the range is not within one allocation, or mapped without a gap.
   Allocation find(CUdeviceptr address, std::size_t bytes, const char* who);
   bool look_up(CUdeviceptr address, Allocation& found);
   // Memory to share, by a number; 0: none left. It is counted until the last mapping here has gone.
@@ -76,6 +77,8 @@ class Memory {
   bool release_shared(std::uint64_t number);
   // Addresses, and shared memory at them.
   CUdeviceptr reserve(std::size_t bytes);
+  // Where the addresses begin that were reserved together with this one, and how many they are.
+  std::pair<CUdeviceptr, std::size_t> find_reserved(CUdeviceptr address);
   void unreserve(CUdeviceptr begin, std::size_t bytes);
   bool map_shared(CUdeviceptr begin, std::size_t bytes, std::uint64_t number);
   void unmap_shared(CUdeviceptr begin, std::size_t bytes);
@@ -96,6 +99,11 @@ class Memory {
   CUdeviceptr add(Allocation allocation);
   int heap_locked();
   void remove(CUdeviceptr begin);
+  struct Reserved {
+    std::size_t bytes = 0;
+    std::byte* memory = nullptr;  // The host's: what is mapped side by side is so there too.
+  };
+  std::map<CUdeviceptr, Reserved>::iterator reserved_at(CUdeviceptr address);
 
   std::mutex mutex_;
   std::map<CUdeviceptr, Allocation> by_address_;
@@ -105,7 +113,7 @@ class Memory {
       -1;  // A memfd: what GPUs have, each allocation at an offset that is never used again.
   std::uint64_t heap_used_ = 0;
   std::atomic<pid_t>* openers_ = nullptr;
-  std::map<CUdeviceptr, std::size_t> reserved_;
+  std::map<CUdeviceptr, Reserved> reserved_;
   std::uint64_t limit_ = std::uint64_t{4} << 30;
   std::uint64_t next_id_ = 1;
 };

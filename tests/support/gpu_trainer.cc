@@ -17,39 +17,55 @@ constexpr std::uint64_t kColumns = 8;  // Of a strided tensor.
 constexpr std::uint64_t kStagingBytes = std::uint64_t{16} << 20U;
 constexpr std::uint64_t kScratchBytes = std::uint64_t{16} << 20U;
 
-// As an allocator maps them that does not mean to share.
-class PrivatePages {
+constexpr std::uint64_t kPageBytes = std::uint64_t{2} << 20U;
+
+// Addresses, at which memory is mapped as frameworks' allocators do: `piece_bytes` by each handle,
+// somewhere among more addresses than are used.
+class MappedPages {
  public:
-  PrivatePages(std::shared_ptr<const cuda::Context> context, std::uint64_t bytes)
-      : context_(std::move(context)), bytes_(round_up(bytes, std::uint64_t{2} << 20U)) {
+  MappedPages(std::shared_ptr<const cuda::Context> context, std::uint64_t bytes,
+              std::uint64_t piece_bytes, CUmemAllocationHandleType handle_type)
+      : context_(std::move(context)), piece_bytes_(piece_bytes) {
     const cuda::Calls& calls = context_->calls();
     const cuda::Current current(*context_);
     CUmemAllocationProp wanted = {};
     wanted.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    wanted.requestedHandleTypes = handle_type;
     wanted.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = context_->device()};
     CUmemAccessDesc access = {.location = wanted.location,
                               .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
-    CUmemGenericAllocationHandle memory = 0;
-    check(calls.cuMemCreate(&memory, bytes_, &wanted, 0) == CUDA_SUCCESS, "a GPU has memory");
-    check(calls.cuMemAddressReserve(&begin_, bytes_, 0, 0, 0) == CUDA_SUCCESS &&
-              calls.cuMemMap(begin_, bytes_, 0, memory, 0) == CUDA_SUCCESS &&
-              calls.cuMemSetAccess(begin_, bytes_, &access, 1) == CUDA_SUCCESS &&
-              calls.cuMemRelease(memory) == CUDA_SUCCESS,
-          "a GPU's memory can be mapped");
+    const std::uint64_t used_bytes = round_up(bytes, piece_bytes_);
+    reserved_bytes_ = used_bytes + 2 * kPageBytes;
+    check(calls.cuMemAddressReserve(&reserved_, reserved_bytes_, 0, 0, 0) == CUDA_SUCCESS,
+          "a GPU has addresses");
+    for (std::uint64_t at = 0; at < used_bytes; at += piece_bytes_) {
+      CUmemGenericAllocationHandle memory = 0;
+      check(calls.cuMemCreate(&memory, piece_bytes_, &wanted, 0) == CUDA_SUCCESS,
+            "a GPU has memory");
+      check(calls.cuMemMap(begin() + at, piece_bytes_, 0, memory, 0) == CUDA_SUCCESS &&
+                calls.cuMemSetAccess(begin() + at, piece_bytes_, &access, 1) == CUDA_SUCCESS &&
+                calls.cuMemRelease(memory) == CUDA_SUCCESS,
+            "a GPU's memory can be mapped");
+      mapped_bytes_ += piece_bytes_;
+    }
   }
-  ~PrivatePages() {
+  ~MappedPages() {
     const cuda::Current current(*context_);
-    (void)context_->calls().cuMemUnmap(begin_, bytes_);
-    (void)context_->calls().cuMemAddressFree(begin_, bytes_);
+    for (std::uint64_t at = 0; at < mapped_bytes_; at += piece_bytes_) {
+      (void)context_->calls().cuMemUnmap(begin() + at, piece_bytes_);
+    }
+    (void)context_->calls().cuMemAddressFree(reserved_, reserved_bytes_);
   }
-  PrivatePages(const PrivatePages&) = delete;
-  PrivatePages& operator=(const PrivatePages&) = delete;
-  CUdeviceptr begin() const { return begin_; }
+  MappedPages(const MappedPages&) = delete;
+  MappedPages& operator=(const MappedPages&) = delete;
+  CUdeviceptr begin() const { return reserved_ + kPageBytes; }
 
  private:
   std::shared_ptr<const cuda::Context> context_;
-  std::uint64_t bytes_;
-  CUdeviceptr begin_ = 0;
+  std::uint64_t piece_bytes_;
+  std::uint64_t reserved_bytes_ = 0;
+  std::uint64_t mapped_bytes_ = 0;
+  CUdeviceptr reserved_ = 0;
 };
 
 }  // namespace
@@ -116,10 +132,13 @@ void GpuTrainer::allocate(std::size_t tensor) {
     memory.begin = memory.on_gpu.get();
     return;
   }
-  if (tensors_[tensor].allocator == Allocator::kPrivate) {
-    auto pages = std::make_shared<PrivatePages>(contexts_[memory.gpu], bytes);
+  if (tensors_[tensor].allocator != Allocator::kShareable) {
+    const bool is_private = tensors_[tensor].allocator == Allocator::kPrivate;
+    auto pages = std::make_shared<MappedPages>(
+        contexts_[memory.gpu], bytes, is_private ? round_up(bytes, kPageBytes) : kPageBytes,
+        is_private ? CU_MEM_HANDLE_TYPE_NONE : CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
     memory.begin = pages->begin();
-    memory.private_pages = std::move(pages);
+    memory.pages = std::move(pages);
     return;
   }
   auto made = cuda::SharedBuffer::make(contexts_[memory.gpu], bytes);
@@ -134,7 +153,7 @@ void GpuTrainer::move_tensors() {
     if (memories_[i].gpu < 0) continue;
     before[i].on_gpu = std::move(memories_[i].on_gpu);
     before[i].shared = std::move(memories_[i].shared);
-    before[i].private_pages = std::move(memories_[i].private_pages);
+    before[i].pages = std::move(memories_[i].pages);
     allocate(i);
   }
 }

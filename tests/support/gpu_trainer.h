@@ -17,9 +17,9 @@ namespace stillframe::testing {
 class GpuTrainer {
  public:
   enum class Place { kHost, kGpu0, kGpu1 };
-  // How a GPU's memory was allocated: by cuMemAlloc(), or page by page with or without descriptors
-  // for other processes.
-  enum class Allocator { kPlain, kShareable, kPrivate };
+  // How a GPU's memory was allocated: by cuMemAlloc(), at reserved addresses with or without a
+  // descriptor for other processes, or in pieces of 2 MiB with a descriptor each.
+  enum class Allocator { kPlain, kShareable, kPrivate, kPieces };
   struct Tensor {
     Place place = Place::kHost;
     std::uint64_t bytes = 0;  // Of a strided one, a multiple of 8.
@@ -89,7 +89,7 @@ class GpuTrainer {
     std::vector<std::uint8_t> on_host;
     cuda::DeviceBuffer on_gpu;
     cuda::SharedBuffer shared;
-    std::shared_ptr<void> private_pages;
+    std::shared_ptr<void> pages;
     CUdeviceptr begin = 0;  // Of any of them.
     std::vector<std::uint64_t> shape;
     std::vector<std::int64_t> stride_bytes;
