@@ -6,7 +6,6 @@
 
 #include "base/text.h"
 #include "cli/address.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/run_access.h"
@@ -18,13 +17,6 @@ namespace {
 
 namespace json = boost::json;
 
-struct Wish {
-  std::string run;
-  std::string metric;  // Empty: the run's own criterion.
-  std::string mode;    // "min" or "max"; empty: the run's own, where the metric is its own.
-  std::size_t count = 1;
-};
-
 // Also when there is none: what to ask for instead.
 std::string metrics_there(const catalog::RunContents& run) {
   std::set<std::string> names;
@@ -35,42 +27,44 @@ std::string metrics_there(const catalog::RunContents& run) {
                        : fmt::format("its metrics are {}", fmt::join(names, ", "));
 }
 
-Result<format::BestRule> rule_of(const catalog::RunContents& run, const Wish& wish) {
-  const format::BestRule* const own = run.best_rule(wish.metric);
-  if (wish.metric.empty() && own == nullptr) {
-    return Error(Code::kInvalidArgument, concat(wish.run,
+Result<format::BestRule> rule_of(const catalog::RunContents& run, const BestRequest& request) {
+  const format::BestRule* const own = run.best_rule(request.metric);
+  if (request.metric.empty() && own == nullptr) {
+    return Error(Code::kInvalidArgument, concat(request.run,
                                                 " has no criterion of its own; name one: "
                                                 "--metric NAME --mode min|max; ",
                                                 metrics_there(run)));
   }
   format::BestRule rule =
-      own != nullptr ? *own : format::BestRule{.metric = wish.metric, .mode = {}};
-  if (wish.mode.empty() && own == nullptr) {
+      own != nullptr ? *own : format::BestRule{.metric = request.metric, .mode = {}};
+  if (request.mode.empty() && own == nullptr) {
     return Error(Code::kInvalidArgument,
-                 concat("--metric ", wish.metric, ": say by --mode min or max which is better"));
+                 concat("--metric ", request.metric, ": say by --mode min or max which is better"));
   }
-  if (!wish.mode.empty()) {
-    rule.mode = wish.mode == "min" ? format::BestMode::kMin : format::BestMode::kMax;
+  if (!request.mode.empty()) {
+    rule.mode = request.mode == "min" ? format::BestMode::kMin : format::BestMode::kMax;
   }
   return rule;
 }
 
-Result<Exit> best(Tool& tool, const Wish& wish) {
-  auto address = read_address(wish.run);
+}  // namespace
+
+Result<Exit> best(Tool& tool, const BestRequest& request) {
+  auto address = read_address(request.run);
   if (!address) return std::move(address).error();
   if (!address->is_run_alone) {
-    return Error(Code::kInvalidArgument, concat(wish.run, ": name a run, without a selector"));
+    return Error(Code::kInvalidArgument, concat(request.run, ": name a run, without a selector"));
   }
   auto run = open_run(tool, address->run_path);
   if (!run) return std::move(run).error();
-  auto rule = rule_of(*run, wish);
+  auto rule = rule_of(*run, request);
   if (!rule) return std::move(rule).error();
   auto ranked = run->ranked(*rule);
   if (ranked.empty()) {
     return Error(Code::kNotFound, concat(address->run_path, ": no checkpoint has a number for ",
                                          rule->metric, "; ", metrics_there(*run)));
   }
-  ranked.resize(std::min(ranked.size(), wish.count));
+  ranked.resize(std::min(ranked.size(), request.count));
 
   const std::string_view mode = rule->mode == format::BestMode::kMin ? "min" : "max";
   if (tool.options().as_json) {
@@ -87,25 +81,6 @@ Result<Exit> best(Tool& tool, const Wish& wish) {
                one->manifest.metrics.find(rule->metric)->second);
   }
   return Exit::kDone;
-}
-
-}  // namespace
-
-void declare_best(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("best", "Name the best checkpoints of a run by a metric");
-  const Argument run = add_run(*command);
-  auto wish = std::make_shared<Wish>();
-  command->add_option("--metric", wish->metric, "Its name; default: the run's own criterion");
-  command->add_option("--mode", wish->mode, "Which is better: min or max")
-      ->check(CLI::IsMember({"min", "max"}));
-  command->add_option("-k,--count", wish->count, "How many, the best first")
-      ->check(CLI::Range(std::size_t{1}, std::size_t{1'000'000}));
-  command->callback([&action, run, wish] {
-    action = [run, wish](Tool& tool) {
-      wish->run = *run;
-      return best(tool, *wish);
-    };
-  });
 }
 
 }  // namespace stillframe::cli

@@ -282,6 +282,8 @@ std::vector<Finding> examine(Tool& tool, const std::string& path) {
   return findings;
 }
 
+}  // namespace
+
 Result<Exit> doctor(Tool& tool, const std::string& path) {
   const std::vector<Finding> findings = examine(tool, path);
   bool is_broken = false;
@@ -303,17 +305,6 @@ Result<Exit> doctor(Tool& tool, const std::string& path) {
   }
   if (!is_broken) return Exit::kDone;
   return Error(Code::kUnavailable, "saving cannot work here; follow the advice beside 'broken'");
-}
-
-}  // namespace
-
-void declare_doctor(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "doctor", "What this machine offers: io_uring, memory, file system, daemon, lanes");
-  auto path = std::make_shared<std::string>(".");
-  command->add_option("DIR", *path, "Where runs are to lie (default: here)");
-  command->callback(
-      [&action, path] { action = [path](Tool& tool) { return doctor(tool, *path); }; });
 }
 
 }  // namespace stillframe::cli

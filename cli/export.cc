@@ -11,7 +11,6 @@
 
 #include "base/text.h"
 #include "catalog/block_reader.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/converter.h"
 #include "cli/json.h"
@@ -26,16 +25,6 @@ namespace {
 
 namespace json = boost::json;
 using catalog::ExportTarget;
-
-struct ExportRequest {
-  std::string address;
-  std::string target;
-  std::string format;
-  std::string part = "model";
-  std::string only;
-  std::string shard_size = "5GB";
-  bool replaces = false;
-};
 
 // "5GB", "500MB", "2GiB", "1000000": decimal units as in huggingface_hub, binary ones with an i.
 std::optional<std::uint64_t> parse_size(std::string_view text) {
@@ -56,10 +45,6 @@ std::optional<std::uint64_t> parse_size(std::string_view text) {
   const double bytes = value * factor;
   if (bytes < 1 || bytes > 9e18) return std::nullopt;
   return static_cast<std::uint64_t>(bytes);
-}
-
-std::string check_size_argument(const std::string& text) {
-  return parse_size(text) ? std::string() : concat(text, " is no size; such as 5GB, 500MB, 2GiB");
 }
 
 bool is_dcp_file(std::string_view name) { return name == ".metadata" || name.ends_with(".distcp"); }
@@ -183,8 +168,14 @@ void report(Tool& tool, const catalog::Checkpoint& checkpoint, const ExportReque
   for (const std::string& note : outcome.notes) tool.print("note: {}\n", one_line(note));
 }
 
+}  // namespace
+
+std::string check_size(const std::string& text) {
+  return parse_size(text) ? std::string() : concat(text, " is no size; such as 5GB, 500MB, 2GiB");
+}
+
 Result<Exit> export_checkpoint(Tool& tool, const ExportRequest& request) {
-  auto chosen = open_checkpoint(tool, request.address);
+  auto chosen = open_checkpoint(tool, request.checkpoint);
   if (!chosen) return std::move(chosen).error();
   const catalog::Checkpoint& checkpoint = chosen->checkpoint;
   if (checkpoint.manifest.world_size > 1) {
@@ -214,42 +205,6 @@ Result<Exit> export_checkpoint(Tool& tool, const ExportRequest& request) {
   if (!converted) return std::move(converted).error();
   if (converted->exit == Exit::kDone) report(tool, checkpoint, request, converted->outcome);
   return converted->exit;
-}
-
-}  // namespace
-
-void declare_export(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "export",
-      "Write a checkpoint for other tools: safetensors (one file of the model), hf (a directory "
-      "as save_pretrained() makes it), torch (a file for torch.load()), dcp (a directory for "
-      "torch.distributed.checkpoint), keras (a .keras file, or .weights.h5, of a Keras model). "
-      "torch and dcp need Python with torch, keras one with keras.");
-  auto request = std::make_shared<ExportRequest>();
-  const Argument address = add_checkpoint(*command);
-  command->add_option("DEST", request->target, "The file or directory to make")->required();
-  command->add_option("--to", request->format, "safetensors, hf, torch, dcp or keras")
-      ->required()
-      ->check(CLI::IsMember({"safetensors", "hf", "torch", "dcp", "keras"}))
-      ->type_name("FORMAT");
-  command->add_flag("--force", request->replaces,
-                    "Replace DEST, at once, when it is an export of the same format");
-  command->add_option("--part", request->part, "safetensors, hf: which part (default: model)")
-      ->type_name("NAME");
-  command
-      ->add_option("--max-shard-size", request->shard_size,
-                   "hf: split above this many bytes of tensors (default: 5GB)")
-      ->check(check_size_argument)
-      ->type_name("SIZE");
-  command
-      ->add_option("--only", request->only,
-                   "torch, dcp, keras: leave the optimizer and the rest out")
-      ->check(CLI::IsMember({"model"}))
-      ->type_name("model");
-  command->callback([&action, address, request] {
-    request->address = *address;
-    action = [request](Tool& tool) { return export_checkpoint(tool, *request); };
-  });
 }
 
 }  // namespace stillframe::cli

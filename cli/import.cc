@@ -18,7 +18,6 @@
 #include "catalog/change.h"
 #include "catalog/new_checkpoint.h"
 #include "catalog/run_lock.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/converter.h"
 #include "cli/foreign_files.h"
@@ -33,17 +32,6 @@ namespace {
 
 namespace json = boost::json;
 
-struct ImportRequest {
-  std::string source;
-  std::string run;
-  std::string format;
-  std::string part = "model";
-  std::string only;
-  std::optional<std::int64_t> step;
-  std::vector<std::string> metrics;
-  bool takes_any_filesystem = false;
-};
-
 struct Metric {
   std::string name;
   double value = 0;
@@ -57,10 +45,6 @@ std::optional<Metric> parse_metric(std::string_view text) {
   const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), metric.value);
   if (parsed.ec != std::errc() || parsed.ptr != digits.data() + digits.size()) return std::nullopt;
   return metric;
-}
-
-std::string check_metric_argument(const std::string& text) {
-  return parse_metric(text) ? std::string() : concat(text, " is no metric; such as val_loss=0.25");
 }
 
 // A nameless file near the run, for tensors that do not lie in one piece in the foreign files.
@@ -181,7 +165,13 @@ void report(Tool& tool, const ImportRequest& request, const ImportPlan& plan,
   for (const std::string& note : plan.notes) tool.print("note: {}\n", one_line(note));
 }
 
-Result<Exit> import(Tool& tool, const ImportRequest& request) {
+}  // namespace
+
+std::string check_metric(const std::string& text) {
+  return parse_metric(text) ? std::string() : concat(text, " is no metric; such as val_loss=0.25");
+}
+
+Result<Exit> import_checkpoint(Tool& tool, const ImportRequest& request) {
   auto planned = make_plan(request);
   if (!planned) return std::move(planned).error();
   if (planned->exit != Exit::kDone) return planned->exit;
@@ -200,45 +190,6 @@ Result<Exit> import(Tool& tool, const ImportRequest& request) {
   if (!made) return std::move(made).error();
   report(tool, request, plan, *made);
   return Exit::kDone;
-}
-
-}  // namespace
-
-void declare_import(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "import",
-      "Make a new checkpoint of a run from files of other tools: safetensors (one file), hf (a "
-      "directory as save_pretrained() makes it), torch (a file of torch.save(), read without "
-      "pickle), dcp (a directory of torch.distributed.checkpoint), keras (a .keras file). torch "
-      "and "
-      "dcp need Python with torch, keras one with keras.");
-  auto request = std::make_shared<ImportRequest>();
-  command->add_option("SOURCE", request->source, "The file or directory to read")->required();
-  const Argument run = add_run(*command);
-  command->add_option("--from", request->format, "safetensors, hf, torch, dcp or keras")
-      ->required()
-      ->check(CLI::IsMember({"safetensors", "hf", "torch", "dcp", "keras"}))
-      ->type_name("FORMAT");
-  command->add_option("--step", request->step, "Default: the one in the files, else 0")
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("N");
-  command->add_option("--metric", request->metrics, "Such as val_loss=0.25; may be repeated")
-      ->check(check_metric_argument)
-      ->type_name("NAME=VALUE")
-      ->allow_extra_args(false);
-  command->add_option("--part", request->part, "safetensors: the part to make (default: model)")
-      ->type_name("NAME");
-  command
-      ->add_option("--only", request->only,
-                   "torch, dcp, keras: leave the optimizer and the rest out")
-      ->check(CLI::IsMember({"model"}))
-      ->type_name("model");
-  command->add_flag("--force-filesystem", request->takes_any_filesystem,
-                    "Accept a run on a network file system");
-  command->callback([&action, run, request] {
-    request->run = *run;
-    action = [request](Tool& tool) { return import(tool, *request); };
-  });
 }
 
 }  // namespace stillframe::cli

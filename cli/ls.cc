@@ -4,7 +4,6 @@
 
 #include "base/text.h"
 #include "cli/address.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/run_access.h"
@@ -60,6 +59,8 @@ void print_as_table(Tool& tool, const catalog::RunContents& run) {
   }
 }
 
+}  // namespace
+
 Result<Exit> ls(Tool& tool, const std::string& text) {
   auto address = read_address(text);
   if (!address) return std::move(address).error();
@@ -71,14 +72,6 @@ Result<Exit> ls(Tool& tool, const std::string& text) {
     print_as_table(tool, *run);
   }
   return Exit::kDone;
-}
-
-}  // namespace
-
-void declare_ls(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("ls", "List a run's checkpoints, oldest first");
-  const Argument run = add_run(*command);
-  command->callback([&action, run] { action = [run](Tool& tool) { return ls(tool, *run); }; });
 }
 
 }  // namespace stillframe::cli

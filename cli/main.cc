@@ -4,23 +4,17 @@
 // Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 damage found. An error is one line on
 // standard error that ends with the next step to take.
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
 #include <string>
+#include <utility>
 
-#include "cli/commands.h"
+#include "cli/command_line.h"
 #include "cli/text.h"
 #include "cli/tool.h"
 
 namespace stillframe::cli {
 namespace {
-
-constexpr const char* kFooter =
-    "CHECKPOINT is RUN@latest, RUN@best, RUN@12 (a sequence), RUN@step-1200, RUN@TAG or a\n"
-    "checkpoint's own directory; RUN alone is its latest. RUN is the directory of one training\n"
-    "history.\n"
-    "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 damage found.";
 
 Exit exit_for(Code code) {
   switch (code) {
@@ -45,42 +39,12 @@ int run(int argc, char** argv) {
   // A reader that goes away (`stillframe ls | head`) is a failed write, not a signal.
   (void)std::signal(SIGPIPE, SIG_IGN);
 
-  CLI::App app(
-      "Checkpoints of training runs: list, check, copy out, export, import, protect, remove.");
-  Options options;
-  Action action;
-  app.footer(kFooter);
-  app.fallthrough();
-  app.require_subcommand(1);
-  app.set_version_flag("--version", "stillframe " STILLFRAME_VERSION);
-  app.add_flag("--json", options.as_json, "Print one JSON document instead of text");
-  app.add_option("--socket", options.socket_path,
-                 "The daemon's socket (default: $STILLFRAME_SOCKET, the service, your own daemon)")
-      ->type_name("PATH");
-  declare_ls(app, action);
-  declare_best(app, action);
-  declare_show(app, action);
-  declare_verify(app, action);
-  declare_restore(app, action);
-  declare_export(app, action);
-  declare_import(app, action);
-  declare_rm(app, action);
-  declare_pin(app, action);
-  declare_tag(app, action);
-  declare_status(app, action);
-  declare_doctor(app, action);
+  CommandLine line = read_command_line(argc, argv);
+  if (!line.complaint.empty()) complain(line.complaint);
+  if (!line.action) return line.exit;
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& asked) {  // --help, --version
-    return app.exit(asked);
-  } catch (const CLI::ParseError& wrong) {
-    complain(std::string(wrong.what()) + "; see stillframe --help");
-    return ended(Exit::kUsage);
-  }
-
-  Tool tool(std::move(options));
-  auto result = action(tool);
+  Tool tool(std::move(line.options));
+  auto result = line.action(tool);
   if (auto flushed = tool.flush(); !flushed) {
     complain(flushed.error().message());
     return ended(Exit::kFailed);

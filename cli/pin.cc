@@ -5,7 +5,6 @@
 
 #include "base/text.h"
 #include "cli/address.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/run_access.h"
@@ -31,6 +30,8 @@ void report(Tool& tool, const Chosen& chosen, const std::vector<std::string>& ta
                joined(tags, ", "));
   }
 }
+
+}  // namespace
 
 Result<Exit> pin(Tool& tool, const std::string& text, std::string tag) {
   auto address = read_address(text);
@@ -68,27 +69,6 @@ Result<Exit> unpin(Tool& tool, const std::string& text, std::string tag) {
   if (!removed) return std::move(removed).error();
   report(tool, *chosen, tags);
   return Exit::kDone;
-}
-
-using Function = Result<Exit> (*)(Tool&, const std::string&, std::string);
-
-void declare(CLI::App& app, Action& action, const char* name, const char* help, Function function) {
-  CLI::App* command = app.add_subcommand(name, help);
-  const Argument address = add_checkpoint(*command);
-  auto tag = std::make_shared<std::string>();
-  command->add_option("--as", *tag, "The tag to use (default: pin-SEQUENCE)")
-      ->type_name("TAG")
-      ->check(check_tag_argument);
-  command->callback([&action, address, tag, function] {
-    action = [address, tag, function](Tool& tool) { return function(tool, *address, *tag); };
-  });
-}
-
-}  // namespace
-
-void declare_pin(CLI::App& app, Action& action) {
-  declare(app, action, "pin", "Protect a checkpoint from retention", pin);
-  declare(app, action, "unpin", "Let retention remove a checkpoint again", unpin);
 }
 
 }  // namespace stillframe::cli

@@ -7,7 +7,6 @@
 #include "catalog/block_reader.h"
 #include "catalog/change.h"
 #include "cli/address.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/run_access.h"
@@ -89,6 +88,8 @@ Status may_remove(uring::IoBackend& io, const catalog::RunContents& run, const V
   return ok();
 }
 
+}  // namespace
+
 Result<Exit> rm(Tool& tool, const std::string& text, bool is_forced) {
   auto address = read_address(text);
   if (!address) return std::move(address).error();
@@ -136,19 +137,6 @@ Result<Exit> rm(Tool& tool, const std::string& text, bool is_forced) {
     tool.print("removed {}  {}\n", victim->path, human_bytes(victim->bytes));
   }
   return Exit::kDone;
-}
-
-}  // namespace
-
-void declare_rm(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("rm", "Remove one checkpoint for good");
-  const Argument address = add_exact_checkpoint(*command);
-  auto is_forced = std::make_shared<bool>(false);
-  command->add_flag("--force", *is_forced,
-                    "Also one that a tag protects, or the last one that restores");
-  command->callback([&action, address, is_forced] {
-    action = [address, is_forced](Tool& tool) { return rm(tool, *address, *is_forced); };
-  });
 }
 
 }  // namespace stillframe::cli

@@ -4,7 +4,6 @@
 #include "base/hash.h"
 #include "base/text.h"
 #include "catalog/block_reader.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/run_access.h"
@@ -110,6 +109,8 @@ void print_as_text(Tool& tool, const Chosen& chosen, const catalog::OpenCheckpoi
   }
 }
 
+}  // namespace
+
 Result<Exit> show(Tool& tool, const std::string& text) {
   auto chosen = open_checkpoint(tool, text);
   if (!chosen) return std::move(chosen).error();
@@ -123,16 +124,6 @@ Result<Exit> show(Tool& tool, const std::string& text) {
     print_as_text(tool, *chosen, *opened);
   }
   return Exit::kDone;
-}
-
-}  // namespace
-
-void declare_show(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "show", "Show what a checkpoint holds: tensors, dtypes, shapes, parts, hashes");
-  const Argument address = add_checkpoint(*command);
-  command->callback(
-      [&action, address] { action = [address](Tool& tool) { return show(tool, *address); }; });
 }
 
 }  // namespace stillframe::cli

@@ -79,6 +79,8 @@ void print_as_text(Tool& tool, const json::object& status) {
   }
 }
 
+}  // namespace
+
 Result<Exit> status(Tool& tool) {
   auto answer = call_daemon(tool, shm::make_message(0, shm::wire::StatusT()), kStatusTimeoutMs);
   if (!answer) return std::move(answer).error();
@@ -95,14 +97,6 @@ Result<Exit> status(Tool& tool) {
     print_as_text(tool, document.as_object());
   }
   return Exit::kDone;
-}
-
-}  // namespace
-
-void declare_status(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "status", "What the daemon does: clients, slots, I/O backend, saves in flight, last error");
-  command->callback([&action] { action = status; });
 }
 
 }  // namespace stillframe::cli

@@ -3,14 +3,11 @@
 
 #include "base/text.h"
 #include "cli/address.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/run_access.h"
 
 namespace stillframe::cli {
-
-namespace {
 
 Result<Exit> tag(Tool& tool, const std::string& text, const std::string& name) {
   auto address = read_address(text);
@@ -38,21 +35,6 @@ Result<Exit> tag(Tool& tool, const std::string& text, const std::string& name) {
     tool.print("{} -> {} (was {})\n", name, chosen->checkpoint.path, moved_from.as_uint64());
   }
   return Exit::kDone;
-}
-
-}  // namespace
-
-void declare_tag(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "tag", "Name a checkpoint; a name that exists moves. Tags protect from retention");
-  const Argument address = add_checkpoint(*command);
-  auto name = std::make_shared<std::string>();
-  command->add_option("NAME", *name, "Letters, digits, '.', '_' and '-'; then RUN@NAME names it")
-      ->required()
-      ->check(check_tag_argument);
-  command->callback([&action, address, name] {
-    action = [address, name](Tool& tool) { return tag(tool, *address, *name); };
-  });
 }
 
 }  // namespace stillframe::cli

@@ -5,7 +5,6 @@
 #include "base/text.h"
 #include "catalog/block_reader.h"
 #include "cli/address.h"
-#include "cli/arguments.h"
 #include "cli/commands.h"
 #include "cli/json.h"
 #include "cli/run_access.h"
@@ -85,6 +84,8 @@ void print_as_json(Tool& tool, const std::string& run_path, const std::vector<Ve
                                 {"damaged_tags", strings_json(damaged_tags)}});
 }
 
+}  // namespace
+
 Result<Exit> verify(Tool& tool, const std::string& text) {
   auto address = read_address(text);
   if (!address) return std::move(address).error();
@@ -130,16 +131,6 @@ Result<Exit> verify(Tool& tool, const std::string& text) {
   return Error(Code::kDataLoss,
                concat(bad_count, " of ", verdicts.size(), " checkpoints of ", address->run_path,
                       " are damaged; the others restore, and stillframe rm removes a damaged one"));
-}
-
-}  // namespace
-
-void declare_verify(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand(
-      "verify", "Read everything and check every hash; exit code 4 on any damage");
-  const Argument address = add_checkpoint(*command);
-  command->callback(
-      [&action, address] { action = [address](Tool& tool) { return verify(tool, *address); }; });
 }
 
 }  // namespace stillframe::cli

@@ -69,8 +69,9 @@ class Tally:
 
 
 def run(command: Sequence[str | Path], variables: dict[str, str] | None = None) -> int:
-    """Exit status of `command`, whose output goes to ours."""
+    """Exit status of `command`, whose output goes to ours, and with it the time that it took."""
     sys.stdout.flush()
+    started = time.monotonic()
     result = subprocess.run(
         [str(word) for word in command],
         cwd=ROOT,
@@ -78,6 +79,7 @@ def run(command: Sequence[str | Path], variables: dict[str, str] | None = None) 
         stdin=subprocess.DEVNULL,
         check=False,
     )
+    print(f"({time.monotonic() - started:.0f} s)", flush=True)
     return result.returncode
 
 
