@@ -69,14 +69,7 @@ Result<GpuFiller> GpuFiller::create(const GpuTargets* targets) {
 
 Status GpuFiller::fill(std::size_t part, std::uint64_t offset, ConstBytes bytes) {
   if (targets_ == nullptr) return ok();
-  auto enqueued = enqueue(targets_->by_part_[part], offset, bytes);
-  // Also after an error: what was enqueued before it reads the bytes.
-  auto waited = wait();
-  return enqueued ? waited : enqueued;
-}
-
-Status GpuFiller::enqueue(std::span<const GpuTargets::Target> targets, std::uint64_t offset,
-                          ConstBytes bytes) {
+  const std::span<const GpuTargets::Target> targets = targets_->by_part_[part];
   // The first that ends behind `offset`; they do not overlap.
   auto target = std::ranges::partition_point(targets, [offset](const GpuTargets::Target& one) {
     return one.image_offset + one.bytes <= offset;

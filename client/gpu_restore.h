@@ -38,20 +38,20 @@ class GpuFiller {
  public:
   // `targets` may be null: then there is nothing to fill, ever.
   static Result<GpuFiller> create(const GpuTargets* targets);
-  // Copies what targets want of the bytes of a part from `offset` on, and waits for it: `bytes` may
-  // then be reused. Where it failed, they may not for as long as the GPU does not answer.
+  // Has GPUs copy what targets want of the bytes of a part from `offset` on. `bytes` must stay as
+  // they are until wait() has returned, also where one of the two failed.
   Status fill(std::size_t part, std::uint64_t offset, ConstBytes bytes);
+  // Until all of it has arrived. After an error they may still be read, for as long as the GPU does
+  // not answer.
+  Status wait();
 
  private:
   struct Device {
     std::shared_ptr<const cuda::Context> context;
     cuda::Stream stream;
     cuda::Event event;
-    bool is_used = false;  // By the call in progress.
+    bool is_used = false;  // Since the last wait().
   };
-  Status enqueue(std::span<const GpuTargets::Target> targets, std::uint64_t offset,
-                 ConstBytes bytes);
-  Status wait();
 
   const GpuTargets* targets_ = nullptr;
   std::map<int, Device> devices_;

@@ -301,24 +301,30 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan, const G
   }
   std::atomic<std::size_t> next = 0;
   std::atomic<bool> is_damaged = false;
+  const auto restore_extent = [&](GpuFiller& filler, const catalog::ExtentRange& extent) {
+    const catalog::OpenPart& part = checkpoint_->parts()[extent.part];
+    const std::uint64_t offset = extent.first_extent * kExtentBytes;
+    const std::uint64_t bytes = std::min<std::uint64_t>(kExtentBytes, part.bytes - offset);
+    const ConstBytes held =
+        lent->bytes.subspan(session->layout()->parts[extent.part].slot_offset + offset, bytes);
+    auto checked =
+        restore_extents(part, plan.targets_by_part[extent.part], session->kernel(), offset, held);
+    // One is checked while others are on their way to a GPU: the slot is ours until the end.
+    return checked ? filler.fill(extent.part, offset, held) : checked;
+  };
   const auto work = [&] {
     auto filler = or_out_of_memory([&] { return GpuFiller::create(gpus); });
     if (!filler) is_damaged.store(true, std::memory_order_relaxed);
     while (!is_damaged.load(std::memory_order_relaxed)) {
       const std::size_t taken = next.fetch_add(1, std::memory_order_relaxed);
-      if (taken >= extents.size()) return;
-      const std::size_t part_index = extents[taken].part;
-      const catalog::OpenPart& part = checkpoint_->parts()[part_index];
-      const std::uint64_t offset = extents[taken].first_extent * kExtentBytes;
-      const std::uint64_t bytes = std::min<std::uint64_t>(kExtentBytes, part.bytes - offset);
-      const ConstBytes extent =
-          lent->bytes.subspan(session->layout()->parts[part_index].slot_offset + offset, bytes);
-      const auto restored = or_out_of_memory([&] {
-        auto checked = restore_extents(part, plan.targets_by_part[part_index], session->kernel(),
-                                       offset, extent);
-        return checked ? filler->fill(part_index, offset, extent) : checked;
-      });
+      if (taken >= extents.size()) break;
+      const auto restored =
+          or_out_of_memory([&] { return restore_extent(*filler, extents[taken]); });
       if (!restored) is_damaged.store(true, std::memory_order_relaxed);
+    }
+    // What a GPU still reads must be over before the slot is given back.
+    if (filler && !or_out_of_memory([&] { return filler->wait(); })) {
+      is_damaged.store(true, std::memory_order_relaxed);
     }
   };
   std::vector<std::thread> helpers;
@@ -373,7 +379,11 @@ Status CheckpointReader::read_from_disk(const RestorePlan& plan, const GpuTarget
         auto checked =
             restore_extents(checkpoint_->parts()[block->part], plan.targets_by_part[block->part],
                             copy_kernel, block->offset, block->bytes);
-        return checked ? filler->fill(block->part, block->offset, block->bytes) : checked;
+        if (!checked) return checked;
+        auto filled = filler->fill(block->part, block->offset, block->bytes);
+        // Also after an error: what was enqueued before it reads the block.
+        auto waited = filler->wait();
+        return filled ? waited : filled;
       }));
     }
   };

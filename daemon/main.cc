@@ -9,7 +9,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
@@ -21,6 +20,7 @@
 #include <vector>
 
 #include "base/text.h"
+#include "daemon/flags.h"
 #include "daemon/gpu_worker.h"
 #include "daemon/launch.h"
 #include "daemon/server.h"
@@ -28,52 +28,6 @@
 
 namespace stillframe::daemon {
 namespace {
-
-struct Flags {
-  std::string socket_path;
-  bool is_private = false;
-  int report_fd = -1;
-  std::string io = "auto";
-  std::string log_level = "info";
-  std::uint64_t arena_bytes_max = 0;
-  std::int64_t idle_exit_s = -1;
-  std::int64_t keep_slots_s = 600;
-  std::string gpu_worker;
-  int gpu_worker_socket = -1;
-  double gpu_drain_share = 0.5;
-};
-
-void declare(CLI::App& app, Flags& flags) {
-  app.add_option("--socket", flags.socket_path,
-                 "Where to listen; default: the private socket of this user")
-      ->envname("STILLFRAME_SOCKET")
-      ->take_last();
-  app.add_flag("--private", flags.is_private,
-               "Detach, log beside the socket, end when nobody needs it");
-  app.add_option("--io", flags.io, "Disk access: auto, uring or threads")
-      ->envname("STILLFRAME_IO")
-      ->check(CLI::IsMember({"auto", "uring", "threads"}));
-  app.add_option("--arena-bytes-max", flags.arena_bytes_max,
-                 "Most shared memory of one run in bytes; 0: half of the memory left")
-      ->envname("STILLFRAME_ARENA_BYTES_MAX");
-  app.add_option("--idle-exit-s", flags.idle_exit_s,
-                 "End after that many seconds without work; 0: never; default 60 with --private")
-      ->envname("STILLFRAME_IDLE_EXIT_S");
-  app.add_option("--keep-slots-s", flags.keep_slots_s,
-                 "How long the newest snapshot of a dead trainer stays in memory, in seconds")
-      ->envname("STILLFRAME_KEEP_SLOTS_S");
-  app.add_option("--log-level", flags.log_level, "debug, info, warning or error")
-      ->envname("STILLFRAME_LOG_LEVEL");
-  app.add_option("--report-fd", flags.report_fd, "")->group("");  // Between us and launch.cc.
-  app.add_option("--gpu-drain-share", flags.gpu_drain_share,
-                 "Share of the time in which a GPU is copied from, 0.01 to 1, lanes hbm and ipc")
-      ->envname("STILLFRAME_GPU_DRAIN_SHARE")
-      ->check(CLI::Range(0.01, 1.0));
-  // Between us and launch.cc.
-  app.add_option("--gpu-worker", flags.gpu_worker, "")->group("");
-  app.add_option("--gpu-worker-socket", flags.gpu_worker_socket, "")->group("");
-  app.set_version_flag("--version", std::string("stillframed ") + STILLFRAME_VERSION);
-}
 
 BackendFactory backend_factory(const std::string& io) {
   uring::BackendOptions options;
@@ -169,10 +123,8 @@ int run_worker(const Flags& flags) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("The Stillframe daemon: makes checkpoints of training processes durable.");
   Flags flags;
-  declare(app, flags);
-  CLI11_PARSE(app, argc, argv);
+  if (const auto exit_status = read_flags(argc, argv, flags)) return *exit_status;
   (void)::umask(077);
   if (!flags.gpu_worker.empty()) return run_worker(flags);
 

@@ -339,11 +339,10 @@ asio::awaitable<void> Run::write_and_retain(std::shared_ptr<ActiveSave> save, On
       contents_.checkpoints.push_back(committed->checkpoint());
     }
     is_retention_suspended_ = false;
-    environment_.log.info(
-        "run={} step={} sequence={} captured={:.1f}ms durable={:.1f}ms bytes={} lane=host", path_,
-        save->request.step, save->request.sequence,
-        milliseconds(save->captured_ns - save->accepted_ns),
-        milliseconds(ended_ns - save->accepted_ns), save->plan->bytes);
+    environment_.log.info("run={} step={} sequence={} captured={:.1f}ms durable={:.1f}ms bytes={}",
+                          path_, save->request.step, save->request.sequence,
+                          milliseconds(save->captured_ns - save->accepted_ns),
+                          milliseconds(ended_ns - save->accepted_ns), save->plan->bytes);
   } else {
     ++failed_count_;
     failure = std::move(committed).error();

@@ -724,9 +724,13 @@ ENTRY cuLaunchKernel(CUfunction function, unsigned int blocks, unsigned int, uns
                      unsigned int threads, unsigned int, unsigned int, unsigned int,
                      CUstream stream, void** arguments, void**) {
   ENTER_WITH_CONTEXT("cuLaunchKernel");
-  if (blocks == 0 || threads != stillframe::kernels::kBlockThreads) return CUDA_ERROR_INVALID_VALUE;
+  const bool copies = function->kernel == sim::Kernel::kCopy;
+  // As the kernels' launch bounds have it.
+  if (blocks == 0 || threads != (copies ? 256 : stillframe::kernels::kBlockThreads)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   ++machine().launches;
-  if (function->kernel == sim::Kernel::kCopy) {
+  if (copies) {
     const auto source = *static_cast<const CUdeviceptr*>(arguments[0]);
     const auto target = *static_cast<const CUdeviceptr*>(arguments[1]);
     const auto quads = *static_cast<const unsigned long long*>(arguments[2]);
