@@ -146,8 +146,7 @@ void declare_import(CLI::App& app, Action& action) {
       "Make a new checkpoint of a run from files of other tools: safetensors (one file), hf (a "
       "directory as save_pretrained() makes it), torch (a file of torch.save(), read without "
       "pickle), dcp (a directory of torch.distributed.checkpoint), keras (a .keras file). torch "
-      "and "
-      "dcp need Python with torch, keras one with keras.");
+      "and dcp need Python with torch, keras one with keras.");
   auto& request = declare<ImportRequest>(*command, action, import_checkpoint);
   command->add_option("SOURCE", request.source, "The file or directory to read")->required();
   add_run(*command, request.run);

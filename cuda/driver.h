@@ -23,8 +23,9 @@ namespace stillframe::cuda {
   CALL(cuEventQuery) CALL(cuMemAlloc) CALL(cuMemFree) CALL(cuMemHostAlloc) CALL(cuMemFreeHost) \
   CALL(cuMemHostRegister) CALL(cuMemHostUnregister) CALL(cuMemHostGetDevicePointer) \
   CALL(cuMemcpyDtoHAsync) CALL(cuMemcpyHtoDAsync) CALL(cuMemcpyDtoDAsync) \
-  CALL(cuPointerGetAttributes) CALL(cuMemGetAddressRange) CALL(cuCtxSynchronize) CALL(cuModuleLoadData) \
-  CALL(cuModuleUnload) CALL(cuModuleGetFunction) CALL(cuLaunchKernel) CALL(cuMemGetInfo) \
+  CALL(cuPointerGetAttributes) CALL(cuMemGetAddressRange) CALL(cuCtxSynchronize) \
+  CALL(cuModuleLoadData) CALL(cuModuleUnload) CALL(cuModuleGetFunction) CALL(cuLaunchKernel) \
+  CALL(cuMemGetInfo) \
   CALL(cuMemGetAllocationGranularity) CALL(cuMemCreate) CALL(cuMemRelease) CALL(cuMemMap) \
   CALL(cuMemUnmap) CALL(cuMemSetAccess) CALL(cuMemAddressReserve) CALL(cuMemAddressFree) \
   CALL(cuMemExportToShareableHandle) CALL(cuMemImportFromShareableHandle) \
