@@ -17,7 +17,6 @@
 #include "base/text.h"
 #include "catalog/change.h"
 #include "catalog/new_checkpoint.h"
-#include "catalog/run_lock.h"
 #include "cli/commands.h"
 #include "cli/converter.h"
 #include "cli/foreign_files.h"
@@ -122,7 +121,7 @@ Result<catalog::Checkpoint> commit(Tool& tool, const ImportRequest& request,
   auto run_id = catalog::create_run(**io, request.run, to_hex(new_id));
   if (!run_id) return std::move(run_id).error();
   const std::uint64_t nonce = tool.rng().next();
-  auto lock = catalog::RunLock::acquire(request.run, nonce);
+  auto lock = lock_run(tool, request.run, nonce);
   if (!lock) {
     return Error(lock.error().code(),
                  concat(lock.error().message(), "; import when the training has closed the run"));

@@ -1,12 +1,13 @@
 #include "cli/run_access.h"
 
+#include <chrono>
 #include <filesystem>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "base/text.h"
 #include "catalog/change.h"
-#include "catalog/run_lock.h"
 #include "cli/address.h"
 #include "cli/daemon_call.h"
 
@@ -15,6 +16,8 @@ namespace stillframe::cli {
 namespace {
 
 constexpr int kChangeTimeoutMs = 30'000;
+constexpr std::int64_t kLockPatienceNs = 2'000'000'000;
+constexpr std::chrono::milliseconds kLockPause(20);
 
 }  // namespace
 
@@ -45,27 +48,39 @@ Result<Chosen> open_checkpoint(Tool& tool, const std::string& text) {
   return Chosen{.run = *std::move(run), .checkpoint = std::move(checkpoint)};
 }
 
+Result<catalog::RunLock> lock_run(Tool& tool, const std::string& run_path, std::uint64_t nonce) {
+  const std::int64_t deadline_ns = tool.clock().monotonic_ns() + kLockPatienceNs;
+  for (;;) {
+    auto lock = catalog::RunLock::acquire(run_path, nonce);
+    const bool is_held = !lock && lock.error().code() == Code::kUnavailable;
+    if (!is_held || tool.clock().monotonic_ns() >= deadline_ns) return lock;
+    std::this_thread::sleep_for(kLockPause);
+  }
+}
+
 Status change_run(Tool& tool, const std::string& run_path,
                   const std::function<Status(uring::IoBackend&)>& here,
                   shm::wire::MessageT at_the_daemon) {
   auto io = tool.io();
   if (!io) return std::move(io).error();
-  auto lock = catalog::RunLock::acquire(run_path, tool.rng().next());
-  if (lock) {
-    auto changed = here(**io);
-    if (!changed) return changed;
-    if (auto contents = catalog::read_run(**io, run_path)) catalog::refresh_links(**io, *contents);
-    return ok();
+  const std::uint64_t nonce = tool.rng().next();
+  auto lock = catalog::RunLock::acquire(run_path, nonce);
+  if (!lock && lock.error().code() == Code::kUnavailable) {
+    auto answer = call_daemon(tool, std::move(at_the_daemon), kChangeTimeoutMs);
+    if (answer) return ok();
+    if (answer.error().code() != Code::kNotFound) return std::move(answer).error();
+    // Not our daemon's run, or no longer: it may have let go of it between the two questions.
+    lock = lock_run(tool, run_path, nonce);
+    if (!lock) {
+      return Error(lock.error().code(), concat(lock.error().message(),
+                                               "; asked its daemon: ", answer.error().message()));
+    }
   }
-  if (lock.error().code() != Code::kUnavailable) return std::move(lock).error();
-
-  auto answer = call_daemon(tool, std::move(at_the_daemon), kChangeTimeoutMs);
-  if (answer) return ok();
-  if (answer.error().code() == Code::kNotFound) {
-    return Error(Code::kUnavailable,
-                 concat(lock.error().message(), "; asked its daemon: ", answer.error().message()));
-  }
-  return std::move(answer).error();
+  if (!lock) return std::move(lock).error();
+  auto changed = here(**io);
+  if (!changed) return changed;
+  if (auto contents = catalog::read_run(**io, run_path)) catalog::refresh_links(**io, *contents);
+  return ok();
 }
 
 Status put_tag(Tool& tool, const std::string& run_path, const std::string& tag,

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 
 #include "base/result.h"
 #include "catalog/run.h"
+#include "catalog/run_lock.h"
 #include "cli/tool.h"
 #include "shm/messages.h"
 
@@ -19,6 +21,11 @@ struct Chosen {
   catalog::Checkpoint checkpoint;
 };
 Result<Chosen> open_checkpoint(Tool& tool, const std::string& address);
+
+// Takes the run's lock, and waits two seconds for it: a daemon lets go of a run only a moment after
+// its trainer has closed it. `nonce` names this process in the lock. kUnavailable: another process
+// writes the run.
+Result<catalog::RunLock> lock_run(Tool& tool, const std::string& run_path, std::uint64_t nonce);
 
 // Changes a run under its lock: by `here` when nobody else writes it, else by asking the daemon
 // that holds the lock. kUnavailable: another process holds it that no daemon of ours knows.

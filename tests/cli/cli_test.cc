@@ -2,12 +2,15 @@
 // runs.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <optional>
 #include <set>
 #include <string>
+#include <thread>
 
 #include "base/text.h"
 #include "catalog/change.h"
@@ -565,6 +568,21 @@ TEST_F(Cli, rm_and_tag_ask_the_daemon_that_holds_the_run) {
   EXPECT_EQ(refused.exit_code, 1);
   EXPECT_TRUE(refused.has_one_error_line()) << refused.err;
   EXPECT_EQ(sequences(), (std::set<std::uint64_t>{2, 3}));
+}
+
+TEST_F(Cli, a_run_that_its_daemon_lets_go_of_a_moment_later_is_waited_for) {
+  commit(1, 100);
+  auto held = catalog::RunLock::acquire(run_, 7);
+  ASSERT_TRUE(held.has_value()) << held.error().message();
+  std::optional<catalog::RunLock> lock(*std::move(held));
+  std::thread daemon([&lock] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));
+    lock.reset();
+  });
+  const Outcome outcome = stillframe({"tag", at("1"), "good", "--socket", root_ + "/none.sock"});
+  daemon.join();
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(tags_of(1), Tags{"good"});
 }
 
 TEST_F(Cli, status_names_the_clients_and_the_runs_of_the_daemon) {
