@@ -55,6 +55,18 @@ TEST_P(EveryLane, lazily_holds_what_the_streams_had_done_and_nothing_later) {
   for (std::int64_t step = 0; step < 6; ++step) {
     ASSERT_NO_FATAL_FAILURE(save_beside_training(trainer, step));
   }
+  // Where the streams are far behind, capture and update lie in them one behind the other.
+  for (std::int64_t step = 6; step < 12; ++step) {
+    trainer.delay();
+    trainer.fill(step);
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
+    trainer.spoil();
+    ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(trainer.judge_newest(step), "") << "step " << step;
+  }
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
