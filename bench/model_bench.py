@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import statistics
@@ -84,6 +85,13 @@ def drop_from_cache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _use_memory(size: int, *, huge: bool) -> None:
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        for begin in range(0, size, 4096):
+            memory[begin] = 1
+
+
 def child(directory: Path, shape: str, name: str) -> None:
     """In a fresh process: load once, print the seconds."""
     # Imports are excluded, also those that a loader makes at its first use.
@@ -91,8 +99,9 @@ def child(directory: Path, shape: str, name: str) -> None:
     path, load = loaders(directory, shape)[name]
     drop_from_cache(path)
     # A virtual machine gets its memory page by page from its host, at many times the cost of a page
-    # fault; so let all contenders find memory that was in use before, free or cached.
-    torch.ones(3 * 2**30, dtype=torch.uint8)
+    # fault; so let all contenders find memory that was in use before, in pages of both sizes.
+    for huge in (False, True):
+        _use_memory(3 * 2**30, huge=huge)
     begin = time.perf_counter()
     touch(load())
     print(time.perf_counter() - begin)

@@ -16,6 +16,10 @@ std::uint32_t default_copier_count() {
   return std::clamp<std::uint32_t>(usable_cpu_count() / 4, 1, 4);
 }
 
+bool are_most_cpus(std::uint32_t copier_count) {
+  return 2 * (copier_count + 1) > usable_cpu_count();
+}
+
 CaptureEngine::~CaptureEngine() {
   stop(closed_error());
   {
@@ -121,12 +125,14 @@ void CaptureEngine::copy_one(std::unique_lock<std::mutex>& lock) {
 
 void CaptureEngine::publish_locked(std::size_t part, std::uint32_t extent, std::uint64_t hash) {
   STEP("client publish extent");
+  const bool is_last = done_count_ + 1 == extent_count_;
   auto published = or_out_of_memory([&] {
-    return ring_->publish({.ticket = job_.daemon_ticket,
-                           .part = static_cast<std::uint32_t>(part),
-                           .extent = extent,
-                           .hash = hash,
-                           .reserved = 0});
+    auto there = ring_->put({.ticket = job_.daemon_ticket,
+                             .part = static_cast<std::uint32_t>(part),
+                             .extent = extent,
+                             .hash = hash,
+                             .reserved = 0});
+    return there && (is_last || !job_.is_told_at_end) ? ring_->signal() : there;
   });
   if (!published) {
     failure_ = std::move(published).error();

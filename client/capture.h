@@ -39,9 +39,13 @@ class CaptureEngine {
     std::uint64_t daemon_ticket = 0;  // What the ring's records say.
     // By part and extent: those that come by publish() instead. nullptr: none.
     const std::vector<std::vector<bool>>* is_packed = nullptr;
+    // The daemon hears of the extents only when all are there. While the trainer waits for the
+    // copy, what the daemon does with the first of them takes CPU time from copying the others.
+    bool is_told_at_end = false;
   };
   // Session thread, no capture running.
   void begin(const Job& job);
+  std::uint32_t copier_count() const noexcept { return copier_count_; }
 
   enum class Progress : std::uint8_t {
     kDone,   // Every extent is in the slot and published.
@@ -107,5 +111,8 @@ class CaptureEngine {
 
 // One copier for four CPUs that this process may use, 1 to 4.
 std::uint32_t default_copier_count();
+// Whether so many copiers and the thread that waits for them leave others less than half of the
+// CPUs that this process may use now.
+bool are_most_cpus(std::uint32_t copier_count);
 
 }  // namespace stillframe::client

@@ -47,12 +47,14 @@ Status Session::begin_engines(const SaveRequest& request, std::span<const sf_sou
     if (!begun) return begun;
   }
   if (is_lazy) sources_->copy_eager(tensors, slot);
-  engine_.begin({.sources = sources_.get(),
-                 .slot = slot,
-                 .kernel = kernel_,
-                 .ticket = ticket,
-                 .daemon_ticket = capturing_->daemon_ticket,
-                 .is_packed = gpus_.is_needed() ? &gpus_.is_packed() : nullptr});
+  engine_.begin(
+      {.sources = sources_.get(),
+       .slot = slot,
+       .kernel = kernel_,
+       .ticket = ticket,
+       .daemon_ticket = capturing_->daemon_ticket,
+       .is_packed = gpus_.is_needed() ? &gpus_.is_packed() : nullptr,
+       .is_told_at_end = !is_lazy && !gpus_.is_needed() && are_most_cpus(engine_.copier_count())});
   // A save that the daemon gave up before the capture even began.
   if (const auto known = tickets_.find(ticket); known && known->failure) {
     engine_.abort(ticket, *known->failure);

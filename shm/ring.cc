@@ -119,7 +119,7 @@ Result<RingProducer> RingProducer::open(UniqueFd memory, UniqueFd event, std::ui
   return ring;
 }
 
-Status RingProducer::publish(const ExtentRecord& record) {
+Status RingProducer::put(const ExtentRecord& record) {
   const std::uint64_t head = counter(mapping_, kHeadOffset).load(std::memory_order_acquire);
   if (tail_ - head >= capacity_) {
     return Error(Code::kInternal, concat("ring: full, tail ", tail_, " with head ", head,
@@ -128,7 +128,10 @@ Status RingProducer::publish(const ExtentRecord& record) {
   std::memcpy(record_at(mapping_, tail_, capacity_), &record, sizeof record);
   ++tail_;
   counter(mapping_, kTailOffset).store(tail_, std::memory_order_release);
+  return ok();
+}
 
+Status RingProducer::signal() {
   const std::uint64_t one = 1;
   ssize_t count = -1;
   do {
@@ -137,6 +140,11 @@ Status RingProducer::publish(const ExtentRecord& record) {
   // EAGAIN: 2^64 - 2 signals wait already, so the consumer has been told.
   if (count < 0 && errno != EAGAIN) return os_error("ring: signal", errno);
   return ok();
+}
+
+Status RingProducer::publish(const ExtentRecord& record) {
+  auto there = put(record);
+  return there ? signal() : there;
 }
 
 }  // namespace stillframe::shm

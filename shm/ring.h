@@ -68,8 +68,12 @@ class RingProducer {
  public:
   static Result<RingProducer> open(UniqueFd memory, UniqueFd event, std::uint32_t capacity);
 
-  // Publishes with release order and signals. The extent's bytes must be globally visible before:
+  // Puts a record in, with release order. The extent's bytes must be globally visible before:
   // non-temporal stores need an sfence (MEM-3). kInternal: the ring is full.
+  Status put(const ExtentRecord& record);
+  // Tells the consumer that there are records.
+  Status signal();
+  // Both.
   Status publish(const ExtentRecord& record);
 
  private:

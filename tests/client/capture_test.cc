@@ -2,6 +2,7 @@
 #include "client/capture.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <map>
@@ -108,6 +109,31 @@ class Capture : public ::testing::Test {
   Bytes slot_;
   std::optional<shm::RingConsumer> consumer_;
 };
+
+TEST_F(Capture, tells_the_daemon_of_each_extent_or_of_all_at_the_end) {
+  CaptureEngine engine(0);
+  engine.set_ring(producer());
+  const auto is_told = [this] {
+    std::uint64_t signals = 0;
+    return ::read(consumer_->event_fd(), &signals, sizeof signals) == sizeof signals;
+  };
+  auto wanted = job(1);
+  for (const bool is_told_at_end : {false, true}) {
+    wanted.ticket += 1;
+    wanted.daemon_ticket += 1;
+    wanted.is_told_at_end = is_told_at_end;
+    engine.begin(wanted);
+    std::uint64_t told_count = 0;
+    for (std::uint64_t i = 0; i < layout_->extent_count; ++i) {
+      EXPECT_FALSE(is_told());
+      ASSERT_TRUE(engine.step(wanted.ticket, true, patience()));
+      if (is_told()) ++told_count;
+    }
+    EXPECT_EQ(told_count, is_told_at_end ? 1U : layout_->extent_count);
+    expect_whole(wanted.daemon_ticket);
+    engine.stop(Error(Code::kCancelled, "over"));
+  }
+}
 
 TEST_F(Capture, puts_every_extent_into_the_slot_once_with_any_number_of_copiers) {
   for (const std::uint32_t copier_count : {0U, 1U, 4U}) {
