@@ -18,10 +18,11 @@ from typing import Any, Literal
 import keras
 
 from stillframe._arguments import check_choice
+from stillframe._held_values import Capture
 from stillframe._keras_callback_state import check_states, get_states, set_states
 from stillframe._keras_data import DataPosition, running_iterator, sample_batch, unreproducible
 from stillframe._keras_rng import get_rng, set_rng
-from stillframe._keras_saver import Capture, KerasRestored, KerasRun
+from stillframe._keras_saver import KerasRestored, KerasRun
 from stillframe._saver import SaverOptions
 from stillframe._session import AttachOptions
 from stillframe._warn import warn
@@ -49,7 +50,8 @@ class BackupAndRestore(keras.callbacks.Callback):  # type: ignore[misc]
         callbacks: whose states belong to the training, such as EarlyStopping.
         delete_checkpoint: remove the checkpoints once fit() has ended by itself.
         keep_last: how many of the newest checkpoints stay.
-        capture: "eager" copies before training goes on; "lazy" holds the values meanwhile.
+        capture: "eager" copies before training goes on; "lazy" holds the values meanwhile. Values
+            on GPUs are held with either, on TensorFlow.
         on_error: "warn" of failed saves; "raise" raises them at the next save and at the end.
 
     Raises:

@@ -12,9 +12,10 @@ import keras
 import numpy as np
 
 from stillframe._arguments import check_choice
+from stillframe._held_values import Capture
 from stillframe._keras_links import Links
 from stillframe._keras_monitor import Direction, best_of, direction_of, is_better, scalar
-from stillframe._keras_saver import Capture, KerasRun
+from stillframe._keras_saver import KerasRun
 from stillframe._saver import SaverOptions
 from stillframe._session import AttachOptions, list_run
 from stillframe.errors import InvalidArgument, StillframeError
@@ -47,7 +48,8 @@ class ModelCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             a `filepath` without placeholders this is 1, as each save takes the place of the one
             before.
         keep_best: how many of the best by `monitor` stay besides.
-        capture: "eager" copies before training goes on; "lazy" holds the values meanwhile.
+        capture: "eager" copies before training goes on; "lazy" holds the values meanwhile. Values
+            on GPUs are held with either, on TensorFlow.
         on_error: "warn" of failed saves; "raise" raises them at the next save and at the end.
 
     Raises:

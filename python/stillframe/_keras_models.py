@@ -10,8 +10,9 @@ import keras
 from keras.src.saving import saving_lib
 
 from stillframe._address import open_address
+from stillframe._held_values import HeldValues
 from stillframe._keras_assets import read_assets
-from stillframe._keras_saver import config_text, fill, sources_of
+from stillframe._keras_saver import config_text, fill
 from stillframe._keras_state import KerasState
 from stillframe._keras_values import pin
 from stillframe._saved import SavedCheckpoint
@@ -46,12 +47,13 @@ def save_model(model: Any, path: str | os.PathLike[str], *, include_optimizer: b
         f'"labels": {dumps(state.labels)}}}}}\n'
     )
     values = [
-        pin(one.value if one.holder is None else one.holder, one.spec) for one in state.tensors
+        pin(one.value if one.holder is None else one.holder, one.spec, on_host=True)
+        for one in state.tensors
     ]
     write_parts(
         os.fspath(path),
         state.parts,
-        sources_of(values, is_lazy=False),
+        HeldValues.of(values, "eager").sources,
         text.encode(),
         framework=f"keras {keras.__version__}",
     )

@@ -3,19 +3,19 @@
 On the CPU a save is eager: every variable is copied before save() returns, in native code, which
 measures faster than holding references while training allocates new memory for its updates. With
 capture="lazy" each variable's value is held, which later assignments cannot change (TensorFlow
-copies on write, JAX arrays never change), and copied while training runs.
+copies on write, JAX arrays never change), and copied while training runs; so are those of GPUs
+on TensorFlow with either.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,21 +23,19 @@ import numpy.typing as npt
 from keras.src.layers.convolutional.base_conv import BaseConv
 from keras.src.saving import saving_lib
 
-from stillframe import _library
 from stillframe._arguments import check_choice, checked_metrics, checked_step
+from stillframe._held_values import Capture, HeldValues
 from stillframe._keras_assets import PART as ASSETS_PART
 from stillframe._keras_state import FORMAT, KerasState, WeightStore
-from stillframe._keras_values import Value, as_array, assign, new_buffer, pin, spec_of
+from stillframe._keras_values import as_array, assign, new_buffer, pin, spec_of
 from stillframe._layout import PartSpec, TensorSpec
 from stillframe._saved import Place, SavedCheckpoint
-from stillframe._saver import Content, Lazy, Saver, SaverOptions
+from stillframe._saver import Content, Saver, SaverOptions
 from stillframe._session import AttachOptions, list_run
 from stillframe._state_json import Encoder, decode, dumps
 from stillframe._warn import warn
 from stillframe.errors import DataLoss, InvalidArgument
 from stillframe.ticket import Ticket
-
-Capture = Literal["eager", "lazy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +126,14 @@ class KerasRun:
                 for one in state.tensors
             ]
             values += [pin(array, spec) for spec, array in arrays]
-            is_lazy = self._capture == "lazy"
+            held = HeldValues.of(values, self._capture)
             parts = [*state.parts, *_extra_part(arrays)]
             ticket = self.saver.begin(
-                Content(parts, sources_of(values, is_lazy=is_lazy), text),
+                Content(parts, held.sources, text, streams=held.streams),
                 step=known_step,
                 metrics=known_metrics,
-                capture=f"{self._capture}: of held values" if is_lazy else "eager: on the CPU",
-                lazy=Lazy(values, lambda: None) if is_lazy else None,
+                capture=held.capture,
+                lazy=held.lazy,
             )
             ticket._call_seconds = time.perf_counter() - begin
             return ticket
@@ -348,15 +346,6 @@ def _load_own(model: Any, state: KerasState, own: dict[str, dict[str, Any]]) -> 
     # Neither is in the groups, and both have been assigned.
     done = {id(one) for one in (getattr(model, "optimizer", None), *model.metrics) if one}
     saving_lib._load_state(model, WeightStore(groups), None, "", visited_saveables=done)
-
-
-def sources_of(values: Sequence[Value], *, is_lazy: bool) -> ctypes.Array[_library.Source]:
-    """Where the library finds the values, which the caller keeps alive."""
-    array = (_library.Source * len(values))()
-    for source, value in zip(array, values, strict=True):
-        source.data = value.address
-        source.lazy = is_lazy and value.is_frozen
-    return array
 
 
 def _label(name: str, path: str) -> str:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from stillframe._dlpack import memory_of
 from stillframe._layout import DTYPES, TensorSpec
 from stillframe.errors import InvalidArgument
 
@@ -53,11 +54,13 @@ class Value:
         owner: keeps the memory alive. Nothing writes it while `owner` lives if `is_frozen`, else
             only until the variable is assigned again.
         is_frozen: see owner.
+        device: the number of the GPU whose memory it is; None: the host's.
     """
 
     address: int
     owner: Any
     is_frozen: bool
+    device: int | None = None
 
 
 def spec_of(name: str, variable: Any) -> TensorSpec:
@@ -75,8 +78,12 @@ def spec_of(name: str, variable: Any) -> TensorSpec:
     return TensorSpec(name, _DTYPES[dtype], tuple(int(size) for size in variable.shape))
 
 
-def pin(variable: Any, spec: TensorSpec) -> Value:
-    """The value that `variable` (of spec_of()) has now."""
+def pin(variable: Any, spec: TensorSpec, *, on_host: bool = False) -> Value:
+    """The value that `variable` (of spec_of()) has now.
+
+    On TensorFlow one of a GPU stays there, unless it is wanted `on_host`; the other backends copy
+    it to the host.
+    """
     if isinstance(variable, (np.ndarray, np.generic)):
         return _of_array(np.ascontiguousarray(variable))
     # A Keras variable wraps the backend's own.
@@ -86,7 +93,7 @@ def pin(variable: Any, spec: TensorSpec) -> Value:
         tensor = inner.detach().cpu().contiguous()
         return Value(tensor.data_ptr(), tensor, is_frozen=False)
     if backend == "tensorflow" or hasattr(inner, "read_value"):
-        return _of_tensorflow(inner, spec)
+        return _of_tensorflow(inner, spec, on_host=on_host)
     array = np.asarray(inner)
     return _of_array(array.view(_CARRIERS[array.itemsize]) if spec.dtype in _UNBUFFERED else array)
 
@@ -128,7 +135,7 @@ def as_array(spec: TensorSpec, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[Any
     return buffer.view(name).reshape(spec.shape)
 
 
-def _of_tensorflow(inner: Any, spec: TensorSpec) -> Value:
+def _of_tensorflow(inner: Any, spec: TensorSpec, *, on_host: bool) -> Value:
     """The tensor shares the variable's buffer; a later assignment gets another one."""
     # Of a mirrored variable every replica holds the same; of one that is combined when it is read,
     # such as a metric's sum, only all together hold the value.
@@ -139,8 +146,25 @@ def _of_tensorflow(inner: Any, spec: TensorSpec) -> Value:
         import tensorflow as tf
 
         tensor = tf.bitcast(tensor, tf.as_dtype(_CARRIERS[DTYPES[spec.dtype][1]]))
+    if not on_host and is_on_gpu(tensor):
+        capsule = tf_capsule(tensor)
+        address, device = memory_of(capsule)
+        return Value(address, capsule, is_frozen=True, device=device)
     view = memoryview(tensor)
     return _of_array(np.asarray(view), owner=tensor)
+
+
+def is_on_gpu(tensor: Any) -> bool:
+    """Whether the memory of a tf.Tensor is a GPU's."""
+    # Not `device`: what an operation of a GPU makes may lie on the host, as int32 does.
+    return ":GPU:" in tensor.backing_device
+
+
+def tf_capsule(tensor: Any) -> Any:
+    """A tf.Tensor as a DLPack capsule that nobody consumes; waits until the GPU has made it."""
+    import tensorflow as tf
+
+    return tf.experimental.dlpack.to_dlpack(tensor)
 
 
 def _of_array(array: npt.NDArray[Any], owner: Any = None) -> Value:

@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from stillframe._address import open_address, split_address
 from stillframe._arguments import check_choice
+from stillframe._held_values import Capture
 from stillframe._saver import SaverOptions
 from stillframe._session import list_run
 from stillframe._tf_restore import AllRestored, restore_into, write_tensorflow
-from stillframe._tf_run import Capture, Retention, TensorFlowRun
+from stillframe._tf_run import Retention, TensorFlowRun
 from stillframe.errors import InvalidArgument
 from stillframe.ticket import Ticket
 
@@ -48,7 +49,7 @@ class Checkpoint:
     Args:
         root: an object whose attributes are saved as if they were given by name.
         capture: "eager" copies before save() returns; "lazy" holds the values meanwhile, which
-            later assignments do not change.
+            later assignments do not change. Values on GPUs are held with either.
         on_error: "warn" of failed saves, or "raise" at the next save. wait() always raises.
         **trackables: what to save, by name; attributes of this object from then on.
     """

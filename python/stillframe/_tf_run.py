@@ -9,23 +9,21 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 
 from stillframe._arguments import check_choice, checked_metrics, checked_step
-from stillframe._keras_saver import sources_of
+from stillframe._held_values import Capture, HeldValues
 from stillframe._keras_values import pin
 from stillframe._saved import SavedCheckpoint
-from stillframe._saver import Content, Lazy, Saver, SaverOptions
+from stillframe._saver import Content, Saver, SaverOptions
 from stillframe._session import AttachOptions, list_run
 from stillframe._state_json import dumps
 from stillframe._tf_graph import VariableGraph
 from stillframe._warn import warn
 from stillframe.errors import InvalidArgument
 from stillframe.ticket import Ticket
-
-Capture = Literal["eager", "lazy"]
 
 _SETTLE_SECONDS = 60.0
 
@@ -52,7 +50,7 @@ class TensorFlowRun:
         retention: what stays.
         how: waiting and failing, as for the Checkpointer.
         capture: "eager" copies before save() returns; "lazy" holds the values, which later
-            assignments do not change, and copies while training runs.
+            assignments do not change, and copies while training runs, as it is with those of GPUs.
     """
 
     def __init__(
@@ -91,13 +89,13 @@ class TensorFlowRun:
                 self._graph = VariableGraph(self._root)
             graph = self._graph
             values = [pin(one.holder, one.spec) for one in graph.variables]
-            is_lazy = self._capture == "lazy"
+            held = HeldValues.of(values, self._capture)
             ticket = self.saver.begin(
-                Content(graph.parts, sources_of(values, is_lazy=is_lazy), _state_json(graph)),
+                Content(graph.parts, held.sources, _state_json(graph), streams=held.streams),
                 step=known_step,
                 metrics=known_metrics,
-                capture=f"{self._capture}: of held values" if is_lazy else "eager: on the CPU",
-                lazy=Lazy(values, lambda: None) if is_lazy else None,
+                capture=held.capture,
+                lazy=held.lazy,
             )
             ticket._call_seconds = time.perf_counter() - begin
             return ticket
