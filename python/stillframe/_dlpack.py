@@ -50,6 +50,6 @@ def memory_of(capsule: Any) -> tuple[int, int | None]:
     if tensor.device.type in _CUDA:
         return address, tensor.device.index
     raise InvalidArgument(
-        f"a tensor lies on a device of DLPack's type {tensor.device.type}, which cannot be saved "
-        "from; move it to the CPU first"
+        f"a tensor lies on a device of DLPack's type {tensor.device.type}, which no lane reads; "
+        "move it to the CPU first"
     )
