@@ -18,7 +18,7 @@
 #include <thread>
 #include <utility>
 
-// The GPUs behind tests/simulated_cuda/libcuda.cc.
+// The GPUs behind the entry points of this folder.
 namespace stillframe::simulated_cuda {
 
 // Prints why and ends the process: what was done is undefined on a real GPU.
