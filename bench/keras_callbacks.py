@@ -3,14 +3,16 @@
     python bench/keras_callbacks.py --directory DIR [--rounds N]
 
 One model of 200 MiB with Adam's moments. Each arm is a process of its own that runs the same fit();
-`none` saves nothing. Lost time per save is (seconds of the counted batches - those of `none` of the
-same round) / saves. Durable is the time from the save's beginning to the ticket's "durable"; for a
-stock callback to its return and an fsync of its file, which is not counted as lost; for Keras's
-OrbaxCheckpoint, which writes in the background, to its directory's final name, without any fsync.
-Extra memory is the most anonymous memory that the process had, less that of `none`; our arena is
-shared memory and not in it. Then loading: a whole model in a fresh process after its imports, and
-weights into a built model, from files that the page cache has dropped. Prints JSON Lines; a ratio
-above 1 says how many times better.
+`none` saves nothing. Lost time of a save is what the 12 batches from the one that saves on take
+more than the 12 behind them, of which none saves: a shared machine changes less within a second
+than from one process to the next. For `none` the same difference shows what is noise. Durable is
+the time from the save's beginning to the ticket's "durable"; for a stock callback to its return and
+an fsync of its file, which is not counted as lost; for Keras's OrbaxCheckpoint, which writes in the
+background, to its directory's final name, without any fsync. Extra memory is the most anonymous
+memory that the process had, less that of `none`; our arena is shared memory and not in it. Then
+loading: a whole model in a fresh process after its imports, and weights into a built model, from
+files that the page cache has dropped. Prints JSON Lines; a ratio above 1 says how many times
+better.
 """
 
 from __future__ import annotations
@@ -33,9 +35,11 @@ from rounds import machine
 
 WIDTH = 1448  # 8 layers of it: 64 MiB of weights, 192 MiB with both moments.
 LAYERS = 8
-BATCHES = 60
-EVERY = 12
-FIRST = 23  # Until here TensorFlow compiles, and the first save touches memory for the first time.
+EVERY = 24
+WINDOW = 12
+BATCHES = 6 * EVERY - 1
+# Before it TensorFlow compiles, and the first save touches memory for the first time.
+FIRST_SAVE = 2 * EVERY
 SAVERS = {
     "ModelCheckpoint": ("stillframe", "lazy", "stock", "orbax"),
     "BackupAndRestore": ("stillframe", "stock"),
@@ -151,12 +155,22 @@ def run_arm(arm: str, directory: Path) -> dict[str, Any]:
     elif kind == "orbax":
         durable = [when - begun[step] for step, when in watch.seen.items()]
     return {
-        # A callback that saves before the next batch does so within the batch after.
-        "seconds": sum(times[FIRST:]),
+        "lost": lost_seconds(times),
         "durable": durable,
         "peak_mib": watch.peak_mib,
         "bytes": bytes_of(model),
     }
+
+
+def lost_seconds(times: list[float]) -> list[float]:
+    """Of each counted save, from the seconds of all batches."""
+    lost = []
+    for save in range(FIRST_SAVE, BATCHES + 2 - EVERY, EVERY):
+        # In its last batch, or before the next one, which counts as that one's.
+        begin = save - 1
+        beside = sum(times[begin : begin + WINDOW])
+        lost.append(beside - sum(times[begin + WINDOW : begin + 2 * WINDOW]))
+    return lost
 
 
 def durable_seconds(run: Path) -> list[float]:
@@ -241,19 +255,22 @@ def start(what: str, name: str, directory: Path) -> dict[str, Any]:
 
 def compare(rounds: list[dict[str, dict[str, Any]]]) -> None:
     """Lost and durable time and memory of each saver, and how many times less ours loses."""
-    saves = BATCHES // EVERY - FIRST // EVERY
+    nothing = [1e3 * s for one in rounds for s in one["none"]["lost"]]
+    report("keras_none", **quartiles(nothing), saves=len(nothing))
     for name, kinds in SAVERS.items():
-        lost: dict[str, list[float]] = {}
+        lost = {
+            kind: [1e3 * s for one in rounds for s in one[f"{kind} {name}"]["lost"]]
+            for kind in kinds
+        }
+        ours = statistics.median(lost["stillframe"])
         for kind in kinds:
             arms = [(one[f"{kind} {name}"], one["none"]) for one in rounds]
-            lost[kind] = [1e3 * (arm["seconds"] - none["seconds"]) / saves for arm, none in arms]
-            ours, theirs = statistics.median(lost["stillframe"]), statistics.median(lost[kind])
+            theirs = statistics.median(lost[kind])
             report(
                 f"keras_{name}",
                 arm=kind,
                 mib=round(rounds[0]["none"]["bytes"] / 2**20),
-                lost_ms_per_save=round(theirs, 1),
-                lost_ms_range=[round(min(lost[kind]), 1), round(max(lost[kind]), 1)],
+                **quartiles(lost[kind]),
                 # A loss below the noise is no number to divide by.
                 of_ours=round(theirs / ours, 1) if ours > 0 else None,
                 durable_ms=round(
@@ -263,6 +280,12 @@ def compare(rounds: list[dict[str, dict[str, Any]]]) -> None:
                     statistics.median(arm["peak_mib"] - none["peak_mib"] for arm, none in arms), 1
                 ),
             )
+
+
+def quartiles(lost: list[float]) -> dict[str, Any]:
+    """The median of milliseconds a save, and between which half of them lies."""
+    low, middle, high = statistics.quantiles(lost, n=4)
+    return {"lost_ms_per_save": round(middle, 1), "lost_ms_half": [round(low, 1), round(high, 1)]}
 
 
 def compare_loads(rounds: list[dict[str, dict[str, Any]]]) -> None:
