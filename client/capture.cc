@@ -125,15 +125,14 @@ void CaptureEngine::copy_one(std::unique_lock<std::mutex>& lock) {
 
 void CaptureEngine::publish_locked(std::size_t part, std::uint32_t extent, std::uint64_t hash) {
   STEP("client publish extent");
-  const bool is_last = done_count_ + 1 == extent_count_;
-  auto published = or_out_of_memory([&] {
-    auto there = ring_->put({.ticket = job_.daemon_ticket,
-                             .part = static_cast<std::uint32_t>(part),
-                             .extent = extent,
-                             .hash = hash,
-                             .reserved = 0});
-    return there && (is_last || !job_.is_told_at_end) ? ring_->signal() : there;
-  });
+  const shm::ExtentRecord record{.ticket = job_.daemon_ticket,
+                                 .part = static_cast<std::uint32_t>(part),
+                                 .extent = extent,
+                                 .hash = hash,
+                                 .reserved = 0};
+  const bool is_told = !job_.is_told_at_end || done_count_ + 1 == extent_count_;
+  auto published =
+      or_out_of_memory([&] { return is_told ? ring_->publish(record) : ring_->put(record); });
   if (!published) {
     failure_ = std::move(published).error();
     return;

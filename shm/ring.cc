@@ -119,6 +119,11 @@ Result<RingProducer> RingProducer::open(UniqueFd memory, UniqueFd event, std::ui
   return ring;
 }
 
+Status RingProducer::publish(const ExtentRecord& record) {
+  auto there = put(record);
+  return there ? signal() : there;
+}
+
 Status RingProducer::put(const ExtentRecord& record) {
   const std::uint64_t head = counter(mapping_, kHeadOffset).load(std::memory_order_acquire);
   if (tail_ - head >= capacity_) {
@@ -140,11 +145,6 @@ Status RingProducer::signal() {
   // EAGAIN: 2^64 - 2 signals wait already, so the consumer has been told.
   if (count < 0 && errno != EAGAIN) return os_error("ring: signal", errno);
   return ok();
-}
-
-Status RingProducer::publish(const ExtentRecord& record) {
-  auto there = put(record);
-  return there ? signal() : there;
 }
 
 }  // namespace stillframe::shm

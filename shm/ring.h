@@ -68,16 +68,15 @@ class RingProducer {
  public:
   static Result<RingProducer> open(UniqueFd memory, UniqueFd event, std::uint32_t capacity);
 
-  // Puts a record in, with release order. The extent's bytes must be globally visible before:
-  // non-temporal stores need an sfence (MEM-3). kInternal: the ring is full.
-  Status put(const ExtentRecord& record);
-  // Tells the consumer that there are records.
-  Status signal();
-  // Both.
+  // Puts a record in, with release order, and signals. The extent's bytes must be globally visible
+  // before: non-temporal stores need an sfence (MEM-3). kInternal: the ring is full.
   Status publish(const ExtentRecord& record);
+  // The same without the signal, which the next one that is published gives for both.
+  Status put(const ExtentRecord& record);
 
  private:
   RingProducer() = default;
+  Status signal();
   UniqueFd memory_fd_;
   UniqueFd event_fd_;
   Mapping mapping_;
