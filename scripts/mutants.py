@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -146,6 +147,16 @@ def run(catcher: Catcher) -> Outcome:
     return Outcome(False, f"{started[-1] if started else catcher.program} (ends the program)")
 
 
+def end_what_is_left() -> None:
+    """Kill daemons and workers that a test which hung or crashed has left, stopped ones too."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "exe").readlink().is_relative_to(SOURCE):
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:
+            pass  # It has ended, or is none of ours.
+
+
 def check_all(mutants: list[Mutant]) -> int:
     """Whether each patch fits the sources as they are."""
     unfit = [m.name for m in mutants if not apply(m, "--check", directory=ROOT)]
@@ -172,6 +183,7 @@ def try_one(mutant: Mutant) -> Outcome:
                 break
         return outcome
     finally:
+        end_what_is_left()
         apply(mutant, "--reverse", directory=SOURCE)
 
 
