@@ -18,7 +18,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def test_values_of_gpus_are_saved_by_their_lane_and_the_hosts_at_once(tmp_path: Path) -> None:
     built = os.environ.get("STILLFRAME_LIBRARY", str(_ROOT / "build/dev/libstillframe.so"))
-    driver = Path(built).parent / "simulated_cuda/libcuda.so.1"
+    folder = Path(built).parent
+    driver = folder / "simulated_cuda/libcuda.so.1"
     if not driver.exists():
         pytest.skip("no simulated driver was built")
     script = Path(__file__).with_name("keras_on_gpu.py")
@@ -28,7 +29,12 @@ def test_values_of_gpus_are_saved_by_their_lane_and_the_hosts_at_once(tmp_path: 
         text=True,
         check=False,
         timeout=200,
-        env={**os.environ, "LD_LIBRARY_PATH": str(driver.parent)},
+        env={
+            **os.environ,
+            "STILLFRAME_LIBRARY": built,
+            "STILLFRAME_DAEMON": str(folder / "stillframed"),
+            "LD_LIBRARY_PATH": str(driver.parent),
+        },
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
