@@ -670,7 +670,14 @@ Task<wire::MessageT> Session::change_run(std::string run_path, std::optional<std
   } else {
     done = co_await (*run)->retire(sequence);
   }
-  if (!done) co_return std::move(done).error();
+  if (!done) {
+    // Who asked may not wait for the answer. One that is gone already was asked for twice.
+    if (done.error().code() != Code::kNotFound) {
+      environment_.log.warn("run={} checkpoint {}: {} failed: {}", *path, sequence,
+                            tag ? "tagging" : "removing", done.error().message());
+    }
+    co_return std::move(done).error();
+  }
   co_return shm::make_message(0, wire::DoneT());
 }
 

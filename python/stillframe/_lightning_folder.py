@@ -34,6 +34,7 @@ RUN_NAME = "stillframe-run"
 _TRAINER_PLACES = Places("state_dict", parts={"optimizer_states": "optimizer"})
 _FABRIC_PLACES = Places("model", parts={"optimizer": "optimizer"})
 _REMOVE_SECONDS = 10.0
+_RETRY_SECONDS = 0.02
 # Checkpoints that wait to be removed: about as many more than Lightning's k lie on the drive.
 _REMOVAL_COUNT_MAX = 4
 _SETTLE_SECONDS = 120.0
@@ -211,7 +212,7 @@ class Folder:
             if place in durable:
                 for displaced in stub.displaced:
                     if displaced.sequence < stub.sequence:
-                        self._remove(displaced, _REMOVE_SECONDS)
+                        self._remove(displaced, _REMOVE_SECONDS, set())
             elif place not in known and not stub.is_newest:
                 # Never durable, and nothing stands in for it.
                 (self.path / name).unlink(missing_ok=True)
@@ -231,7 +232,7 @@ class Folder:
         # has a newer one.
         try:
             self._saver.attach()
-            self._remove(displaced, _REMOVE_SECONDS)
+            self._remove(displaced, _REMOVE_SECONDS, set())
         except StillframeError as error:
             log.info("%s stays: %s", stub.directory_name, error)
         (self.path / name).unlink(missing_ok=True)
@@ -242,30 +243,38 @@ class Folder:
         It removes on the thread that writes the run, and takes our next message only then: a
         removal asked for during a capture would wait for that capture, whose end it holds up.
         """
-        if len(self._removals) > _REMOVAL_COUNT_MAX:
+        is_behind = len({one.displaced.sequence for one in self._removals}) > _REMOVAL_COUNT_MAX
+        if is_behind:
             for save in self._saves:
                 with contextlib.suppress(StillframeError):
                     save.ticket.wait("durable")
             self.note_ends()
         if not self._saves:
-            self._remove_displaced(timeout=0)
+            self._remove_displaced(_REMOVE_SECONDS if is_behind else 0)
 
     def _remove_displaced(self, timeout: float) -> None:
+        """Ask for what may go, and forget what has gone; the rest is asked for again."""
         waiting = []
+        asked: set[int] = set()
         for removal in self._removals:
-            state = removal.behind.ticket.state
-            if state == "failed":
-                log.warning(
-                    "checkpoint %d of %s stays: the save behind it has failed",
-                    removal.displaced.sequence,
-                    self.run,
-                )
-            elif state != "durable" or not self._remove(removal.displaced, timeout):
+            if removal.behind.ticket.state == "failed" and self._latest is not None:
+                # Nothing came in its place; the newest save will.
+                removal.behind = self._latest.save
+            is_durable = removal.behind.ticket.state == "durable"
+            if not is_durable or not self._remove(removal.displaced, timeout, asked):
                 waiting.append(removal)
         self._removals = waiting
 
-    def _remove(self, displaced: Displaced, timeout: float) -> bool:
-        """Remove one behind a newer durable one; False to try again later."""
+    def _has_due_removal(self) -> bool:
+        return any(one.behind.ticket.state == "durable" for one in self._removals)
+
+    def _remove(self, displaced: Displaced, timeout: float, asked: set[int]) -> bool:
+        """Remove one behind a newer durable one; False to look again later.
+
+        With a timeout of 0 the daemon is asked and not waited for: whether it has done so, or had
+        too much to do, the next look tells. Those in `asked` are not asked for again.
+        """
+        is_gone = True
         is_shared = any(
             stub.save_id == displaced.save_id and name != displaced.stub
             for name, stub in stubs_in(self.path).items()
@@ -274,21 +283,24 @@ class Folder:
             try:
                 if self._save_id_of(displaced.sequence) != displaced.save_id:
                     raise NotFound("the save never became durable")
-                self._saver.attach().remove_checkpoint(displaced.sequence, timeout)
+                is_gone = displaced.sequence not in asked and (
+                    self._saver.attach().remove_checkpoint(displaced.sequence, timeout)
+                )
+                asked.add(displaced.sequence)
             except NotFound:
                 pass
             except (DataLoss, InvalidArgument) as error:
                 log.info("%s", error)  # Damaged or pinned: it stays.
                 return True
             except StillframeError as error:
-                log.warning("checkpoint %d is not removed yet: %s", displaced.sequence, error)
+                log.info("checkpoint %d is not removed yet: %s", displaced.sequence, error)
                 return False
         if displaced.stub is not None:
             path = self.path / displaced.stub
             stub = _stub_at(path)
             if stub is not None and stub.save_id == displaced.save_id:
                 path.unlink(missing_ok=True)
-        return True
+        return is_gone
 
     def _save_id_of(self, sequence: int) -> str | None:
         """Whose checkpoint this is: a sequence that was never committed may be given again."""
@@ -350,7 +362,18 @@ class Folder:
             except StillframeError:
                 pass  # note_ends() has it.
         self.note_ends()
+        deadline = time.monotonic() + _REMOVE_SECONDS
         self._remove_displaced(_REMOVE_SECONDS)
+        # The daemon may have too many of our earlier wishes to take another.
+        while self._has_due_removal() and time.monotonic() < deadline:
+            time.sleep(_RETRY_SECONDS)
+            self._remove_displaced(_REMOVE_SECONDS)
+        for removal in self._removals:
+            log.warning(
+                "checkpoint %d of %s is not removed yet; the next training in this folder does it",
+                removal.displaced.sequence,
+                self.run,
+            )
         for sync in self._syncs:
             sync.join()
         try:

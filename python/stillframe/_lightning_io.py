@@ -41,8 +41,8 @@ class StillframeCheckpointIO:
     Lightning names becomes a small stub at once; the checkpoint that it names appears in the
     folder's run, `stillframe-run`, when it is durable. There `model.safetensors` opens with the
     plain safetensors library. What ModelCheckpoint displaces is removed once the save that
-    displaced it is durable, and stays if that fails. The first checkpoint of a run, and one taken
-    outside of training, is durable when save_checkpoint() returns.
+    displaced it, or a newer one, is durable. The first checkpoint of a run, and one taken outside
+    of training, is durable when save_checkpoint() returns.
 
     A failed save raises at the next call, or when the Trainer tears down, which waits for the last
     save. With Fabric, call teardown() yourself.
@@ -222,7 +222,7 @@ class StillframeCheckpointIO:
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a checkpoint, once the newest save of its folder is durable.
 
-        One that a tag protects stays, and so does one behind a save that fails.
+        One that a tag protects stays; one behind a save that fails goes behind the next.
         """
         target = _local_path(path)
         if target.is_symlink():
