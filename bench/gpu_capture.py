@@ -6,9 +6,9 @@ For each lane, beside a ceiling of the same run: the time of a loop of matrix pr
 capture is under way over the time without one, and the same beside plain copies to page-locked
 memory, which no lane can be kinder than; the seconds of one such copy of all the bytes over those
 from save() to "captured", with the worker's pauses off; and the memory of the GPU that the first
-save took, a worker's context with it. Then a restore to the GPU, from memory
-and from the disk (its cache emptied of the files), beside one copy from page-locked memory and one
-plain read of the files. Prints JSON Lines. On the CPU it shows only that it runs.
+save took, a worker's context with it. Then restores to the GPU of few and of many tensors, from
+memory and from the disk (its cache emptied of the files), beside one copy from page-locked memory
+and one plain read of the files. Prints JSON Lines. On the CPU it shows only that it runs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rounds import machine
 
 LANES = ("pinned", "hbm", "ipc")
 TENSORS = 300
+MANY_TENSORS = 20_000
 PRODUCTS = 4
 
 
@@ -116,11 +117,10 @@ class RawCopy:
         return statistics.median(beside) / statistics.median(alone)
 
 
-def make_state(mib: int, device: str) -> torch.nn.Module:
-    """Some hundred tensors of one size."""
-    width = int((mib * 2**20 / 4 / TENSORS) ** 0.5)
-    layers = [torch.nn.Linear(width, width, bias=False) for _ in range(TENSORS)]
-    return torch.nn.Sequential(*layers).to(device)
+def make_state(mib: int, device: str, tensors: int = TENSORS) -> torch.nn.Module:
+    """So many tensors of one size."""
+    width = int((mib * 2**20 / 4 / tensors) ** 0.5)
+    return torch.nn.ParameterList(torch.ones(width, width, device=device) for _ in range(tensors))
 
 
 def read_seconds(checkpoint: Path) -> float:
@@ -188,11 +188,13 @@ def measure(lane: str, directory: Path, mib: int, rounds: int, device: str) -> d
     }
 
 
-def measure_restore(directory: Path, mib: int, rounds: int, device: str) -> dict[str, object]:
+def measure_restore(
+    directory: Path, mib: int, rounds: int, device: str, tensors: int
+) -> dict[str, object]:
     """Seconds of resume() over those of its ceilings, each the median of the rounds."""
-    state = make_state(mib, device)
+    state = make_state(mib, device, tensors)
     back_seconds = RawCopy(state, device).seconds(comes_back=True)
-    run = directory / "restore"
+    run = directory / f"restore-{tensors}"
     options = {"model": state, "keep_last": 1}
     with stillframe.Checkpointer(run, **options) as checkpointer:
         checkpointer.save(0).wait("durable", timeout=300)
@@ -219,6 +221,7 @@ def measure_restore(directory: Path, mib: int, rounds: int, device: str) -> dict
             assert restored is not None
             assert restored.source == "disk"
     return {
+        "tensors": tensors,
         "memory_rate_over_raw_copy": round(statistics.median(memory), 3),
         "raw_copy_to_gpu_gib_s": round(mib / 1024 / back_seconds, 1),
         "disk_rate_over_plain_read": round(statistics.median(disk), 3),
@@ -244,8 +247,11 @@ def main() -> None:
         for lane in arguments.lanes.split(","):
             row = measure(lane, directory, arguments.mib, arguments.rounds, arguments.device)
             print(json.dumps({"benchmark": "gpu_capture_lane", **row}), flush=True)
-        row = measure_restore(directory, arguments.mib, arguments.rounds, arguments.device)
-        print(json.dumps({"benchmark": "gpu_restore", **row}), flush=True)
+        for tensors in (TENSORS, MANY_TENSORS):
+            row = measure_restore(
+                directory, arguments.mib, arguments.rounds, arguments.device, tensors
+            )
+            print(json.dumps({"benchmark": "gpu_restore", **row}), flush=True)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -1,8 +1,6 @@
 #include "client/gpu_restore.h"
 
 #include <algorithm>
-#include <chrono>
-#include <thread>
 #include <utility>
 
 #include "base/text.h"
@@ -10,14 +8,8 @@
 
 namespace stillframe::client {
 
-namespace {
-
-constexpr std::chrono::seconds kPatience{10};
-constexpr std::chrono::microseconds kPollPause{20};
-
-}  // namespace
-
-Result<GpuTargets> GpuTargets::find(const RestorePlan& plan) {
+Result<GpuTargets> GpuTargets::find(const RestorePlan& plan,
+                                    const std::vector<catalog::OpenPart>& parts) {
   auto driver = cuda::Driver::load();
   if (!driver) return std::move(driver).error();
   GpuTargets found;
@@ -37,54 +29,112 @@ Result<GpuTargets> GpuTargets::find(const RestorePlan& plan) {
                          .image_offset = given.image_offset,
                          .bytes = given.bytes,
                          .ordinal = first->ordinal});
-      if (found.contexts_.contains(first->ordinal)) continue;
+      if (found.gpus_.contains(first->ordinal)) continue;
       auto context = cuda::Context::retain(*driver, first->ordinal);
       if (!context) return std::move(context).error();
       const cuda::Current current(**context);
       auto settled = (*driver)->check(concat("wait for GPU ", first->ordinal),
                                       (*driver)->calls().cuCtxSynchronize());
       if (!settled) return std::move(settled).error();
-      found.contexts_.emplace(first->ordinal, *std::move(context));
+      found.gpus_.emplace(first->ordinal, Gpu{.context = *std::move(context), .unpack = nullptr});
     }
   }
+  found.prepare_unpacking(parts);
   return found;
+}
+
+void GpuTargets::prepare_unpacking(const std::vector<catalog::OpenPart>& parts) {
+  for (auto& [ordinal, gpu] : gpus_) {
+    std::vector<GpuUnpack::Part> shares;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      GpuUnpack::Part& share = shares.emplace_back();
+      share.image_bytes = parts[i].bytes;
+      share.extent_hashes = parts[i].extent_hashes;
+      for (const Target& target : by_part_[i]) {
+        if (target.ordinal != ordinal) continue;
+        share.pieces.push_back({.data = reinterpret_cast<std::byte*>(target.data),
+                                .image_offset = target.image_offset,
+                                .bytes = target.bytes});
+      }
+    }
+    // Where it cannot be had, copies of their own do.
+    auto unpack = GpuUnpack::create(gpu.context, shares);
+    if (unpack) gpu.unpack = *std::move(unpack);
+  }
+}
+
+Status GpuTargets::check() const {
+  for (const auto& [ordinal, gpu] : gpus_) {
+    if (!gpu.unpack) continue;
+    auto checked = gpu.unpack->check();
+    if (!checked) return checked;
+  }
+  return ok();
 }
 
 Result<GpuFiller> GpuFiller::create(const GpuTargets* targets) {
   GpuFiller filler;
   filler.targets_ = targets;
   if (targets == nullptr) return filler;
-  for (const auto& [ordinal, context] : targets->contexts_) {
-    auto stream = cuda::create_stream(context);
-    if (!stream) return std::move(stream).error();
-    auto event = cuda::create_event(context);
-    if (!event) return std::move(event).error();
-    filler.devices_.emplace(ordinal, Device{.context = context,
-                                            .stream = *std::move(stream),
-                                            .event = *std::move(event),
-                                            .is_used = false});
+  for (const auto& [ordinal, gpu] : targets->gpus_) {
+    auto queue = GpuQueue::create(gpu.context);
+    if (!queue) return std::move(queue).error();
+    Device device{.unpack = nullptr, .extent = {}, .queue = *std::move(queue)};
+    if (gpu.unpack) {
+      auto extent = cuda::allocate(gpu.context, kExtentBytes);
+      if (extent) {
+        device.extent = *std::move(extent);
+        device.unpack = gpu.unpack;
+      }
+    }
+    filler.devices_.emplace(ordinal, std::move(device));
   }
   return filler;
 }
 
 Status GpuFiller::fill(std::size_t part, std::uint64_t offset, ConstBytes bytes) {
   if (targets_ == nullptr) return ok();
+  for (std::size_t done = 0; done < bytes.size(); done += kExtentBytes) {
+    const ConstBytes extent = bytes.subspan(done, std::min(kExtentBytes, bytes.size() - done));
+    auto unpacked = unpack(part, (offset + done) / kExtentBytes, extent);
+    if (!unpacked) return unpacked;
+    auto copied = copy(part, offset + done, extent);
+    if (!copied) return copied;
+  }
+  return ok();
+}
+
+// On the GPUs to which the extent comes whole.
+Status GpuFiller::unpack(std::size_t part, std::uint64_t extent, ConstBytes bytes) {
+  for (auto& [ordinal, device] : devices_) {
+    if (!device.unpack || !device.unpack->takes(part, extent)) continue;
+    device.is_used = true;
+    auto enqueued = device.unpack->enqueue(part, extent, bytes, device.extent.get(), device.queue);
+    if (!enqueued) return enqueued;
+  }
+  return ok();
+}
+
+// On the others, target by target.
+Status GpuFiller::copy(std::size_t part, std::uint64_t offset, ConstBytes bytes) {
   const std::span<const GpuTargets::Target> targets = targets_->by_part_[part];
   // The first that ends behind `offset`; they do not overlap.
   auto target = std::ranges::partition_point(targets, [offset](const GpuTargets::Target& one) {
     return one.image_offset + one.bytes <= offset;
   });
   for (; target != targets.end() && target->image_offset < offset + bytes.size(); ++target) {
+    Device& device = devices_.at(target->ordinal);
+    if (device.unpack && device.unpack->takes(part, offset / kExtentBytes)) continue;
     const std::uint64_t begin = std::max(offset, target->image_offset);
     const std::uint64_t end = std::min(offset + bytes.size(), target->image_offset + target->bytes);
-    Device& device = devices_.at(target->ordinal);
-    const cuda::Current current(*device.context);
+    const cuda::Context& context = *device.queue.context();
+    const cuda::Current current(context);
     device.is_used = true;
-    auto copied = device.context->driver().check(
+    auto copied = context.driver().check(
         "copy a tensor to a GPU",
-        device.context->calls().cuMemcpyHtoDAsync(target->data + (begin - target->image_offset),
-                                                  bytes.data() + (begin - offset), end - begin,
-                                                  device.stream.get()));
+        context.calls().cuMemcpyHtoDAsync(target->data + (begin - target->image_offset),
+                                          bytes.data() + (begin - offset), end - begin,
+                                          device.queue.stream()));
     if (!copied) return copied;
   }
   return ok();
@@ -93,20 +143,7 @@ Status GpuFiller::fill(std::size_t part, std::uint64_t offset, ConstBytes bytes)
 Status GpuFiller::wait() {
   for (auto& [ordinal, device] : devices_) {
     if (!std::exchange(device.is_used, false)) continue;
-    const cuda::Current current(*device.context);
-    const cuda::Calls& calls = device.context->calls();
-    const auto begin = std::chrono::steady_clock::now();
-    CUresult result = calls.cuEventRecord(device.event.get(), device.stream.get());
-    while (result == CUDA_SUCCESS || result == CUDA_ERROR_NOT_READY) {
-      result = calls.cuEventQuery(device.event.get());
-      if (result == CUDA_SUCCESS) break;
-      if (std::chrono::steady_clock::now() - begin > kPatience) {
-        return Error(Code::kUnavailable,
-                     concat("GPU ", ordinal, " did not end its copies within 10 s"));
-      }
-      std::this_thread::sleep_for(kPollPause);
-    }
-    auto waited = device.context->driver().check("wait for a GPU", result);
+    auto waited = device.queue.wait();
     if (!waited) return waited;
   }
   return ok();

@@ -250,7 +250,7 @@ Result<CheckpointReader::Stats> CheckpointReader::read(std::span<const sf_target
   if (plan->wanted.empty()) return stats;
   std::optional<GpuTargets> on_gpus;
   if (plan->has_gpu_targets) {
-    auto found = GpuTargets::find(*plan);
+    auto found = GpuTargets::find(*plan, checkpoint_->parts());
     if (!found) return std::move(found).error();
     on_gpus = *std::move(found);
   }
@@ -339,7 +339,7 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan, const G
   work();
   for (std::thread& helper : helpers) helper.join();
   session->give_back(*lent, Deadline::after_ms(kLendTimeoutMs));
-  return !is_damaged.load();
+  return !is_damaged.load() && (gpus == nullptr || gpus->check());
 }
 
 // --- From the drive ------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ Status CheckpointReader::read_from_disk(const RestorePlan& plan, const GpuTarget
   auto ran = io_->wait();
   if (!ran) return ran;
   if (auto failure = exchange.failure()) return *std::move(failure);
-  return ok();
+  return gpus != nullptr ? gpus->check() : ok();
 }
 
 Status CheckpointReader::check(std::uint64_t part_index, std::uint64_t offset,

@@ -1,5 +1,5 @@
-// What goes wrong on GPUs: no memory, calls that fail, a context that is broken. On the simulated
-// driver, which does so when it is told to.
+// Captures and restores that the simulated driver counts, or makes fail: no memory, calls that
+// fail, a context that is broken.
 #include <gtest/gtest.h>
 
 #include <iostream>
@@ -125,31 +125,79 @@ TEST_F(GpuCapture, of_memory_that_was_freed_is_refused_with_the_tensors_name) {
 }
 
 // The simulated driver ends the process when a GPU touches what was freed.
-TEST_F(GpuCapture, comes_back_or_says_why_whichever_call_of_the_driver_fails) {
-  auto& trainer = train(GpuTrainer::mixed_tensors());
+class FailingRestore : public GpuCapture {
+ protected:
+  // Every call of the driver that a restore makes fails once.
+  void restore_with_each_call_failing(std::vector<Tensor> tensors) {
+    auto& trainer = train(std::move(tensors));
+    trainer.fill(1);
+    ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+    std::uint64_t failed_count = 0;
+    std::uint64_t nth = 1;
+    for (bool is_reached = true; is_reached; nth += kStride) {
+      trainer.fill(2);
+      trainer.wait_gpus();
+      const std::uint64_t calls = simulated_cuda_count().calls;
+      simulated_cuda_fail("", nth, CUDA_ERROR_UNKNOWN);
+      sf_read_stats stats = {};
+      const int code = trainer.restore_newest(false, &stats);
+      is_reached = simulated_cuda_count().calls - calls >= nth;
+      simulated_cuda_heal();
+      if (code == SF_OK) {
+        EXPECT_EQ(trainer.find_other(1), "") << "call " << nth;
+      } else {
+        ++failed_count;
+        EXPECT_NE(std::string(trainer.error().message).find("CUDA_ERROR_UNKNOWN"),
+                  std::string::npos)
+            << "call " << nth << ": " << code << ' ' << trainer.error().message;
+      }
+    }
+    std::cout << nth << " calls, " << failed_count << " failed restores\n";
+    EXPECT_GT(failed_count, 10U / kStride);
+    EXPECT_EQ(trainer.close(), SF_OK);
+  }
+};
+
+TEST_F(FailingRestore, comes_back_or_says_why_whichever_call_of_the_driver_fails) {
+  restore_with_each_call_failing(GpuTrainer::mixed_tensors());
+}
+
+TEST_F(FailingRestore, of_many_small_tensors_comes_back_or_says_why) {
+  restore_with_each_call_failing(std::vector<Tensor>(150, {.place = Place::kGpu0, .bytes = 100}));
+}
+
+TEST_F(GpuCapture, of_many_small_tensors_is_restored_with_a_launch_for_each_extent) {
+  // Two parts, each of 400 KB.
+  auto& trainer = train(std::vector<Tensor>(2'000, {.place = Place::kGpu0, .bytes = 400}));
   trainer.fill(1);
   ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
-  std::uint64_t failed_count = 0;
-  std::uint64_t nth = 1;
-  for (bool is_reached = true; is_reached; nth += kStride) {
+  trainer.fill(2);
+  trainer.wait_gpus();
+  const auto before = simulated_cuda_count();
+  sf_read_stats stats = {};
+  ASSERT_EQ(trainer.restore_newest(false, &stats), SF_OK) << trainer.error().message;
+  EXPECT_EQ(trainer.find_other(1), "");
+  EXPECT_EQ(simulated_cuda_count().launches, before.launches + 2);
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+TEST_F(GpuCapture, of_many_small_tensors_is_restored_to_a_gpu_without_memory_for_more) {
+  auto& trainer = train(std::vector<Tensor>(400, {.place = Place::kGpu0, .bytes = 400}));
+  trainer.fill(1);
+  ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  trainer.fill(2);
+  trainer.wait_gpus();
+  // For the tables, not for an extent; then for neither.
+  for (const std::uint64_t left : {std::uint64_t{100'000}, std::uint64_t{0}}) {
+    const auto before = simulated_cuda_count();
+    simulated_cuda_limit(before.device_bytes + left);
+    sf_read_stats stats = {};
+    ASSERT_EQ(trainer.restore_newest(false, &stats), SF_OK) << trainer.error().message;
+    EXPECT_EQ(trainer.find_other(1), "");
+    EXPECT_EQ(simulated_cuda_count().launches, before.launches);
     trainer.fill(2);
     trainer.wait_gpus();
-    const std::uint64_t calls = simulated_cuda_count().calls;
-    simulated_cuda_fail("", nth, CUDA_ERROR_UNKNOWN);
-    sf_read_stats stats = {};
-    const int code = trainer.restore_newest(false, &stats);
-    is_reached = simulated_cuda_count().calls - calls >= nth;
-    simulated_cuda_heal();
-    if (code == SF_OK) {
-      EXPECT_EQ(trainer.find_other(1), "") << "call " << nth;
-    } else {
-      ++failed_count;
-      EXPECT_NE(std::string(trainer.error().message).find("CUDA_ERROR_UNKNOWN"), std::string::npos)
-          << "call " << nth << ": " << code << ' ' << trainer.error().message;
-    }
   }
-  std::cout << nth << " calls, " << failed_count << " failed restores\n";
-  EXPECT_GT(failed_count, 10U / kStride);
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 

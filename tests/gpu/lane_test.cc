@@ -400,6 +400,32 @@ TEST_P(EveryLane, comes_back_to_the_gpus_from_memory_and_from_the_drive) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
+// So many that they are not copied one by one.
+TEST_P(EveryLane, of_many_small_tensors_comes_back_from_memory_and_from_the_drive) {
+  auto random = format::seeded_generator();
+  using format::pick;
+  std::vector<Tensor> tensors;
+  for (int i = 0; i < 1'500; ++i) {
+    const Place place = std::array{Place::kHost, Place::kGpu0, Place::kGpu1}[pick(random, 3)];
+    // Some reach over a whole extent, so that one has few tensors between two that have many.
+    tensors.push_back({.place = place,
+                       .bytes = pick(random, 300) == 0 ? 1'200'000 : pick(random, 1'000),
+                       .misalignment = pick(random, 17)});
+  }
+  auto& trainer = train(std::move(tensors));
+  trainer.fill(1);
+  ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  for (const bool uses_memory : {true, false}) {
+    trainer.fill(2);
+    sf_read_stats stats = {};
+    ASSERT_EQ(trainer.restore_newest(uses_memory, &stats), SF_OK) << trainer.error().message;
+    EXPECT_EQ(stats.from_memory, uses_memory ? 1 : 0);
+    trainer.wait_gpus();
+    EXPECT_EQ(trainer.find_other(1), "");
+  }
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
 TEST_P(EveryLane, damaged_on_the_drive_never_reaches_a_gpu) {
   auto& trainer =
       train({{.place = Place::kGpu0, .bytes = 2'000'000}, {.place = Place::kGpu1, .bytes = 1'000}});
