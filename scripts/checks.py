@@ -21,6 +21,8 @@ RESULTS = ROOT / "build" / "test-results"
 PYTHON = sys.executable
 VENV_BIN = Path(PYTHON).parent
 JOBS = str(os.cpu_count() or 2)
+# Of Python tests: each job imports every framework, some 2 GiB.
+PYTHON_JOBS = str(min(os.cpu_count() or 2, 8))
 
 # Of the sanitizers: stop at the first finding, with a stack. Tests fork, also beside threads.
 SANITIZER_VARIABLES = {
@@ -155,6 +157,7 @@ def run_python_tests(tally: Tally, paths: Sequence[str] = ("tests/python",)) -> 
     # The commands of the package come before any other of the same name.
     variables = {"PATH": f"{VENV_BIN}{os.pathsep}{os.environ['PATH']}"}
     command = [PYTHON, "-m", "pytest", "-q", "-rs", *paths, f"--junitxml={report}"]
+    command += ["-n", PYTHON_JOBS, "--dist", "worksteal"]
     count_junit(tally, "Python", run(command, variables), report)
 
 

@@ -100,7 +100,7 @@ def test_metrics_that_do_not_decide_are_not_read_without_a_save(tmp_path: Path) 
             checkpointer.step(2, metrics={"loss": 0.5, "other": object()})
 
 
-@pytest.mark.parametrize("value", ["0.5", None, object(), torch.ones(2), 1j], ids=str)
+@pytest.mark.parametrize("value", ["0.5", None, object(), torch.ones(2), 1j], ids=type)
 def test_a_metric_that_is_not_a_number_is_named(tmp_path: Path, value: Any) -> None:
     model = nn.Linear(1, 1)
     with stillframe.Checkpointer(

@@ -152,7 +152,7 @@ def test_a_generator_of_another_kind_is_a_difference_and_all_stay_as_they_are(
     assert other.getstate() == before
 
 
-@pytest.mark.parametrize("given", [3, random.SystemRandom(), {"a": "b"}], ids=str)
+@pytest.mark.parametrize("given", [3, random.SystemRandom(), {"a": "b"}], ids=type)
 def test_what_is_no_generator_is_refused(tmp_path: Path, given: Any) -> None:
     with pytest.raises(stillframe.InvalidArgument, match="generators"):
         stillframe.Checkpointer(tmp_path / "run", model=nn.Linear(1, 1), generators=given)
