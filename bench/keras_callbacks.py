@@ -42,7 +42,7 @@ BATCHES = 6 * EVERY - 1
 FIRST_SAVE = 2 * EVERY
 SAVERS = {
     "ModelCheckpoint": ("stillframe", "lazy", "stock", "orbax"),
-    "BackupAndRestore": ("stillframe", "stock"),
+    "BackupAndRestore": ("stillframe", "lazy", "stock"),
 }
 ARMS = ("none", *(f"{kind} {name}" for name, kinds in SAVERS.items() for kind in kinds))
 LOADS = ("stillframe load_model", "stock load_model", "stillframe weights", "stock weights")
@@ -125,6 +125,7 @@ def run_arm(arm: str, directory: Path) -> dict[str, Any]:
                 durable.append(time.perf_counter() - before.ended)
 
     before = Before()
+    capture = "lazy" if kind == "lazy" else "eager"
     savers: list[Any] = []
     if kind == "stock" and name == "ModelCheckpoint":
         savers = [keras.callbacks.ModelCheckpoint(file, save_freq=EVERY, monitor="loss")]
@@ -137,14 +138,13 @@ def run_arm(arm: str, directory: Path) -> dict[str, Any]:
     elif name == "ModelCheckpoint":
         savers = [
             stillframe.keras.ModelCheckpoint(
-                directory / "run" / "m.keras",
-                save_freq=EVERY,
-                monitor="loss",
-                capture="lazy" if kind == "lazy" else "eager",
+                directory / "run" / "m.keras", save_freq=EVERY, monitor="loss", capture=capture
             )
         ]
     elif name:
-        savers = [stillframe.keras.BackupAndRestore(directory / "run", save_freq=EVERY)]
+        savers = [
+            stillframe.keras.BackupAndRestore(directory / "run", save_freq=EVERY, capture=capture)
+        ]
     model = make_model()
     data = np.ones((BATCHES * 8, WIDTH), "float32")
     watch.start()
