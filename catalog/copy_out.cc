@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "catalog/block_reader.h"
 #include "catalog/part_copy.h"
+#include "catalog/records.h"
 #include "catalog/run_files.h"
 #include "format/manifest.h"
 #include "format/names.h"
@@ -35,29 +36,21 @@ Status copy_part(uring::IoBackend& io, const OpenPart& part, const std::string& 
 
 Status copy_all(uring::IoBackend& io, const OpenCheckpoint& opened, const std::string& directory,
                 Bytes staging) {
-  const format::Manifest& manifest = opened.checkpoint().manifest;
+  format::Manifest manifest = opened.checkpoint().manifest;
   std::vector<std::vector<std::uint64_t>> hashes;
   for (const OpenPart& part : opened.parts()) {
     auto done = copy_part(io, part, directory, staging);
     if (!done) return done;
     hashes.push_back(part.extent_hashes);
   }
+  std::vector<std::string> states;
   for (std::uint32_t rank = 0; rank < manifest.states.size(); ++rank) {
     auto state = opened.read_state(rank);
     if (!state) return std::move(state).error();
-    auto done = write_small_file(
-        io, concat(directory, '/', format::state_file_name(rank, manifest.world_size)), *state);
-    if (!done) return done;
+    states.push_back(*std::move(state));
   }
   // Made again from what was verified: byte for byte what lies in the checkpoint.
-  auto done =
-      write_small_file(io, concat(directory, '/', format::kSumsName), format::encode_sums(hashes));
-  if (!done) return done;
-  done = write_small_file(io, concat(directory, '/', format::kManifestName),
-                          format::encode_manifest(manifest));
-  if (!done) return done;
-  STEP("copy: sync directory");
-  return io.sync_directory(directory);
+  return write_records(io, directory, hashes, states, manifest);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "base/step.h"
 #include "base/text.h"
 #include "catalog/change.h"
+#include "catalog/records.h"
 #include "catalog/run_files.h"
 #include "format/manifest.h"
 #include "format/names.h"
@@ -195,32 +196,7 @@ Status write_all(uring::IoBackend& io, const std::string& directory, const NewCh
         {.file = file_name, .bytes = images[i].bytes, .root = format::root_of(*written)});
     hashes.push_back(*std::move(written));
   }
-  const std::string sums = format::encode_sums(hashes);
-  const std::string state_name = format::state_file_name(0, 1);
-  manifest.sums = {
-      .file = std::string(format::kSumsName), .bytes = sums.size(), .hash = hash128(sums)};
-  manifest.states = {
-      {.file = state_name, .bytes = wanted.state_json.size(), .hash = hash128(wanted.state_json)}};
-  auto done = format::check_manifest(manifest);
-  if (done) done = write_small_file(io, concat(directory, '/', format::kSumsName), sums);
-  if (done) done = write_small_file(io, concat(directory, '/', state_name), wanted.state_json);
-  STEP("new checkpoint: write manifest");
-  if (done) {
-    done = write_small_file(io, concat(directory, '/', format::kManifestName),
-                            format::encode_manifest(manifest));
-  }
-  STEP("new checkpoint: fsync temporary directory");
-  if (done) done = io.sync_directory(directory);
-  return done;
-}
-
-void remove_temporary(uring::IoBackend& io, const std::string& directory) {
-  auto entries = io.list_directory(directory);
-  if (!entries) return;
-  for (const uring::DirectoryEntry& entry : *entries) {
-    (void)io.unlink(concat(directory, '/', entry.name));
-  }
-  (void)io.remove_directory(directory);
+  return write_records(io, directory, hashes, {&wanted.state_json, 1}, manifest);
 }
 
 }  // namespace
@@ -285,7 +261,7 @@ Result<Checkpoint> commit_new_checkpoint(uring::IoBackend& io, const std::string
     if (!done) (void)io.rename(made.path, directory, uring::RenameMode::kNoReplace);
   }
   if (!done) {
-    remove_temporary(io, directory);
+    remove_files(io, directory);
     return std::move(done).error();
   }
   return made;

@@ -4,12 +4,12 @@
 #include <utility>
 #include <vector>
 
-#include "base/hash.h"
 #include "base/os_error.h"
 #include "base/out_of_memory.h"
 #include "base/step.h"
 #include "base/text.h"
 #include "catalog/aligned_memory.h"
+#include "catalog/records.h"
 #include "catalog/run_files.h"
 #include "client/capture_sources.h"
 #include "client/layout.h"
@@ -109,10 +109,6 @@ Result<Takeover> look_at_target(uring::IoBackend& io, const std::string& path) {
   return invalid(path, "is a directory with other files in it; choose another path");
 }
 
-format::ManifestFile describe(std::string_view file, std::string_view bytes) {
-  return {.file = std::string(file), .bytes = bytes.size(), .hash = hash128(bytes)};
-}
-
 // What the manifest says before the parts are known.
 format::Manifest manifest_of(const WriteRequest& request) {
   format::Manifest manifest;
@@ -151,21 +147,7 @@ Status write_directory(uring::IoBackend& io, const CaptureSources& sources,
     hashes.push_back(std::move(writer.hashes()));
   }
 
-  const std::string sums = format::encode_sums(hashes);
-  const std::string state_name = format::state_file_name(0, 1);
-  manifest.sums = describe(format::kSumsName, sums);
-  manifest.states = {describe(state_name, request.state_json)};
-  auto done = catalog::write_small_file(io, concat(directory, '/', format::kSumsName), sums);
-  if (!done) return done;
-  done = catalog::write_small_file(io, concat(directory, '/', state_name), request.state_json);
-  if (!done) return done;
-  done = format::check_manifest(manifest);
-  if (!done) return done;
-  done = catalog::write_small_file(io, concat(directory, '/', format::kManifestName),
-                                   format::encode_manifest(manifest));
-  if (!done) return done;
-  STEP("write: fsync temporary directory");
-  return io.sync_directory(directory);
+  return catalog::write_records(io, directory, hashes, {&request.state_json, 1}, manifest);
 }
 
 uring::RenameMode mode_of(Takeover takeover) noexcept {

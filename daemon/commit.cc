@@ -3,7 +3,6 @@
 #include <utility>
 #include <vector>
 
-#include "base/hash.h"
 #include "base/os_error.h"
 #include "base/step.h"
 #include "base/text.h"
@@ -58,10 +57,6 @@ Status sync_all(uring::IoBackend& io, const std::vector<uring::FileId>& files) {
   return ok();
 }
 
-format::ManifestFile describe(std::string_view file, std::string_view bytes) {
-  return {.file = std::string(file), .bytes = bytes.size(), .hash = hash128(bytes)};
-}
-
 format::Manifest make_manifest(const DurableShard& shard, const SaveRequest& request) {
   format::Manifest manifest;
   manifest.run_id = request.run_id;
@@ -103,8 +98,8 @@ Result<DurableShard> make_durable(uring::IoBackend& io, StagedShard& staged,
 
   const std::string sums = format::encode_sums(written.extent_hashes());
   const std::string state_name = format::state_file_name(request.rank, request.world_size);
-  shard.sums_ = describe(format::kSumsName, sums);
-  shard.state_ = describe(state_name, request.state_json);
+  shard.sums_ = format::describe_file(format::kSumsName, sums);
+  shard.state_ = format::describe_file(state_name, request.state_json);
 
   STEP("C6 write sums and state");
   auto sums_file = create_small(io, concat(staged.directory(), '/', format::kSumsName), sums);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <set>
 
+#include "base/hash.h"
 #include "base/text.h"
 #include "format/json.h"
 #include "format/manifest_text.h"
@@ -107,6 +108,10 @@ Status check_files(const Manifest& manifest) {
 }
 
 }  // namespace
+
+ManifestFile describe_file(std::string_view file, std::string_view bytes) {
+  return {.file = std::string(file), .bytes = bytes.size(), .hash = hash128(bytes)};
+}
 
 std::string metric_text(double value) {
   if (std::isnan(value)) return "\"NaN\"";

@@ -34,6 +34,9 @@ struct ManifestFile {
   bool operator==(const ManifestFile&) const = default;
 };
 
+// What the manifest says of a small file with these bytes.
+ManifestFile describe_file(std::string_view file, std::string_view bytes);
+
 // How `best` is chosen among checkpoints.
 enum class BestMode : std::uint8_t { kMin, kMax };
 struct BestRule {
