@@ -468,7 +468,8 @@ int sf_session_settle(sf_session* session, uint32_t timeout_ms, sf_error* error)
 int sf_checkpoint_remove(sf_session* session, uint64_t sequence, uint32_t timeout_ms,
                          sf_error* error) {
   return sf::with_session(session, error, [&](sf::Session& open) {
-    return sf::conclude(error, open.remove(sequence, timeout_ms), "the daemon goes on removing it");
+    return sf::conclude(error, open.remove(sequence, timeout_ms),
+                        "the daemon may go on removing it");
   });
 }
 

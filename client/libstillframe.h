@@ -249,7 +249,8 @@ SF_API int sf_session_settle(sf_session* session, uint32_t timeout_ms, sf_error*
 
 /* Removes a checkpoint of the run for good, for callers with a retention of their own. Only behind
  * a newer one that restores: SF_INVALID_ARGUMENT if there is none, or if a tag protects it.
- * SF_NOT_FOUND: it is not there. SF_TIMEOUT: the daemon goes on removing it. */
+ * SF_NOT_FOUND: it is not there. SF_TIMEOUT: the daemon was asked and may go on removing it.
+ * SF_RESOURCE_EXHAUSTED: for all of that time it had three earlier ones to remove. */
 SF_API int sf_checkpoint_remove(sf_session* session, uint64_t sequence, uint32_t timeout_ms,
                                 sf_error* error);
 

@@ -30,6 +30,7 @@ constexpr std::uint64_t kFirstSaveWaitMs = 60'000;
 // A dead predecessor's end reaches the daemon a moment after a restarted trainer does.
 constexpr std::uint64_t kTakeoverMs = 2'000;
 constexpr int kTakeoverPauseMs = 20;
+constexpr int kRemovePauseMs = 10;
 constexpr std::size_t kScratchBytes = std::size_t{8} << 20;
 constexpr std::size_t kReadySlotCountMax = 64;
 // A dial that took longer than this and failed is not repeated for ten times as long.
@@ -466,16 +467,24 @@ Result<Waited> Session::remove(std::uint64_t sequence, std::uint32_t timeout_ms)
   if (!connected) return std::move(connected).error();
   const auto current = connection();
   const Deadline deadline = Deadline::after_ms(timeout_ms);
-  wire::RetireT request;
-  request.run_path = options_.attach.run_path;
-  request.sequence = sequence;
-  auto reply = current->call(shm::make_message(0, std::move(request)), {}, deadline,
-                             Connection::WhenLate::kKeep);
-  if (reply) return Waited::kReached;
-  if (reply.error().code() == Code::kUnavailable && current->is_open() && deadline.has_passed()) {
-    return Waited::kTimedOut;
+  for (;;) {
+    wire::RetireT request;
+    request.run_path = options_.attach.run_path;
+    request.sequence = sequence;
+    auto reply = current->call(shm::make_message(0, std::move(request)), {}, deadline,
+                               Connection::WhenLate::kKeep);
+    if (reply) return Waited::kReached;
+    const Code code = reply.error().code();
+    if (code == Code::kUnavailable && current->is_open() && deadline.has_passed()) {
+      return Waited::kTimedOut;
+    }
+    // It has as many wishes of this session as it takes at once. Near the end it is not asked again:
+    // no answer would hide this one.
+    if (code != Code::kResourceExhausted || deadline.rest_ms() <= 2 * kRemovePauseMs) {
+      return std::move(reply).error();
+    }
+    (void)::poll(nullptr, 0, kRemovePauseMs);
   }
-  return std::move(reply).error();
 }
 
 // --- The end -------------------------------------------------------------------------------------

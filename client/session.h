@@ -77,7 +77,7 @@ class Session {
   // `state`: kCaptured or kDurable. A failed save's failure is the error.
   Result<Waited> wait_ticket(std::uint64_t ticket, SaveState state, Deadline deadline);
   Result<Waited> settle(std::uint32_t timeout_ms);
-  // Has the daemon remove a checkpoint of the run; kTimedOut: it goes on with that.
+  // Contract: sf_checkpoint_remove().
   Result<Waited> remove(std::uint64_t sequence, std::uint32_t timeout_ms);
 
   // Ends a capture in progress, detaches, joins the copiers. The object is then only to be

@@ -641,7 +641,8 @@ Result<wire::MessageT> Session::lend_slot(const wire::LendSlotT& request) {
 void Session::start_change(std::uint64_t id, std::string run_path, std::optional<std::string> tag,
                            std::uint64_t sequence) {
   if (change_count_ >= kChangeCountMax) {
-    answer_to(id, Error(Code::kUnavailable, concat(change_count_,
+    answer_to(
+        id, Error(Code::kResourceExhausted, concat(change_count_,
                                                    " changes of this connection wait for the run's "
                                                    "files; send the next when one is answered")));
     return;

@@ -268,11 +268,12 @@ class Session:
         """Have the daemon remove a checkpoint of the run, which must have a newer one.
 
         Returns:
-            False when `timeout` seconds have passed: the daemon goes on removing it.
+            False when `timeout` seconds have passed: the daemon may go on removing it.
 
         Raises:
             InvalidArgument: a tag protects it, or no newer one restores.
             NotFound: it is not there.
+            ResourceExhausted: for all of that time the daemon had three earlier ones to remove.
         """
         with self.lock, self._using() as handle:
             error = _library.Error()

@@ -29,13 +29,12 @@ from stillframe._trainer_folders import (
     sync_folder,
 )
 from stillframe._warn import log, warn
-from stillframe.errors import InvalidArgument, NotFound, StillframeError, Unavailable
+from stillframe.errors import InvalidArgument, NotFound, StillframeError
 from stillframe.ticket import Ticket
 
 SETTLE_SECONDS = 120.0
 # Removing is a rename; a drive that takes longer goes on by itself.
 _REMOVE_SECONDS = 2.0
-_RETRY_SECONDS = 0.02
 
 
 class TrainerRun:
@@ -232,22 +231,15 @@ class TrainerRun:
 
     def _remove(self, sequence: int, timeout: float) -> bool:
         """Have a checkpoint removed; whether its folder may go, too."""
-        session = self.checkpointer._saver.attach()
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                if not session.remove_checkpoint(sequence, timeout):
-                    self._removing.add(sequence)  # The daemon goes on with it.
-            except NotFound:
-                pass
-            except StillframeError as error:
-                # It may have too many of our earlier wishes to take another.
-                if isinstance(error, Unavailable) and time.monotonic() < deadline:
-                    time.sleep(_RETRY_SECONDS)
-                    continue
-                log.warning("checkpoint %d of %s stays: %s", sequence, self.path, error)
-                return False
-            return True
+        try:
+            if not self.checkpointer._saver.attach().remove_checkpoint(sequence, timeout):
+                self._removing.add(sequence)  # The daemon may go on with it.
+        except NotFound:
+            pass
+        except StillframeError as error:
+            log.warning("checkpoint %d of %s stays: %s", sequence, self.path, error)
+            return False
+        return True
 
     def _join_keeper(self) -> None:
         if self._keeper is not None:

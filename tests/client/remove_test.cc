@@ -64,5 +64,28 @@ TEST_F(Remove, is_refused_for_a_tagged_one) {
   EXPECT_TRUE(exists("00000001-step-10/manifest.json"));
 }
 
+TEST_F(Remove, waits_for_its_turn_behind_three_others) {
+  start_daemon();
+  attach(tensors_);
+  ASSERT_FALSE(HasFatalFailure());
+  for (std::int64_t step = 1; step <= 5; ++step) save(step);
+  // The run's I/O thread is in this save until its capture ends.
+  ASSERT_EQ(begin({.step = 6, .capture = SF_CAPTURE_LAZY}, tensors_.sources(true)), SF_OK);
+  for (std::uint64_t sequence = 1; sequence <= 3; ++sequence) {
+    EXPECT_EQ(sf_checkpoint_remove(session_, sequence, 0, &error_), SF_TIMEOUT);
+  }
+  int refused = SF_TIMEOUT;  // On a machine too busy for the daemon to answer in time.
+  for (int turn = 0; turn < 20 && refused == SF_TIMEOUT; ++turn) {
+    refused = sf_checkpoint_remove(session_, 4, 200, &error_);
+  }
+  EXPECT_EQ(refused, SF_RESOURCE_EXHAUSTED) << error_.message;
+  ASSERT_EQ(sf_capture_publish(session_, ticket_, &error_), SF_OK) << error_.message;
+  EXPECT_EQ(remove(4), SF_OK) << error_.message;
+  for (int sequence = 1; sequence <= 4; ++sequence) {
+    const std::string number = std::to_string(sequence);
+    EXPECT_FALSE(exists("0000000" + number + "-step-" + number));
+  }
+}
+
 }  // namespace
 }  // namespace stillframe::testing

@@ -243,7 +243,7 @@ TEST_F(HostileClient, that_changes_its_run_while_it_captures_is_served) {
   auto refused = peer->answer(changes[3]);
   ASSERT_TRUE(refused) << "the fourth waits, and the capture's end behind it";
   ASSERT_EQ(refused->message.body.type, wire::Body::Failure) << "more than three at a time";
-  EXPECT_EQ(shm::from_wire(*refused->message.body.AsFailure()).code(), Code::kUnavailable);
+  EXPECT_EQ(shm::from_wire(*refused->message.body.AsFailure()).code(), Code::kResourceExhausted);
 
   peer->publish(0);
   peer->end_capture();
