@@ -3,11 +3,15 @@
 Nothing is copied: the memory is the page cache. A thread compares every extent with its hash while
 the tensors are being written elsewhere; `finish()` says whether all of them were right, and only
 then may the result get its name.
+
+PyTorch is imported when the tensors are first asked for: that takes longer than to read and check
+the first gigabyte, which the thread does meanwhile.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import math
 import mmap
@@ -17,20 +21,19 @@ from collections.abc import Callable
 from ctypes import byref
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stillframe import _library
 from stillframe._layout import DTYPES
-from stillframe._tensors import torch_dtype
 from stillframe.errors import DataLoss, InvalidArgument, error_from_code
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WINDOW_BYTES = 8 * 2**20
 # How far the checking may be ahead of the writing: it reads for both, and what it reads must still
 # be in memory when it is written.
-_LEAD_BYTES = 256 * 2**20
+_LEAD_BYTES = 2**30
 
 
 class ExportSource:
@@ -39,8 +42,6 @@ class ExportSource:
     Attributes:
         manifest: manifest.json.
         state: state.json, still typed JSON.
-        parts: tensors by part name and tensor name. They must not be written, and live no longer
-            than the source.
         metadata: each part's safetensors metadata.
         bytes: of all parts.
         progress: called with the bytes of each wrote().
@@ -75,12 +76,12 @@ class ExportSource:
         _check(code, error)
         self._handle: int | None = handle.value
         self._maps: list[tuple[int, mmap.mmap]] = []
+        self._headers: dict[str, tuple[mmap.mmap, dict[str, Any]]] = {}
         self.progress: Callable[[int], None] | None = None
         self._done = threading.Condition()
         self._written_bytes = 0
         self._is_stopped = False
         self._error: BaseException | None = None
-        self.parts: dict[str, dict[str, Tensor]] = {}
         self.metadata: dict[str, dict[str, str]] = {}
         try:
             self.manifest: dict[str, Any] = json.loads(
@@ -116,6 +117,17 @@ class ExportSource:
         self._checker.join()
         self._close()
 
+    @functools.cached_property
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by part name and tensor name; not to be written, nor used after the source."""
+        return {
+            name: {
+                key: _view(mapped, entry["dtype"], entry["shape"], entry["data_offsets"][0])
+                for key, entry in header.items()
+            }
+            for name, (mapped, header) in self._headers.items()
+        }
+
     def wrote(self, count: int) -> None:
         """So many bytes more have been written elsewhere."""
         if self.progress is not None:
@@ -147,11 +159,7 @@ class ExportSource:
         self._maps.append((index, mapped))
         header = json.loads(self._library.sf_checkpoint_header(self._handle, index))
         self.metadata[name] = header.pop("__metadata__", {})
-        begin = 8 + int.from_bytes(mapped[:8], "little")
-        self.parts[name] = {
-            key: _view(mapped, begin, entry["dtype"], entry["shape"], entry["data_offsets"][0])
-            for key, entry in header.items()
-        }
+        self._headers[name] = (mapped, header)
 
     def _check_all(self) -> None:
         try:
@@ -184,7 +192,12 @@ class ExportSource:
             self._library.sf_checkpoint_close(handle)
 
 
-def _view(mapped: mmap.mmap, begin: int, dtype_name: str, shape: list[int], offset: int) -> Tensor:
+def _view(mapped: mmap.mmap, dtype_name: str, shape: list[int], offset: int) -> Tensor:
+    import torch
+
+    from stillframe._tensors import torch_dtype
+
+    begin = 8 + int.from_bytes(mapped[:8], "little")
     dtype = torch_dtype(dtype_name)
     count = math.prod(shape)
     if count == 0:

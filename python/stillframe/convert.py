@@ -86,12 +86,14 @@ def main(arguments: list[str]) -> int:
 
 def _export(given: argparse.Namespace) -> dict[str, Any]:
     from stillframe._convert_source import ExportSource
-    from stillframe._convert_state import collect
 
     # As all files of Stillframe: for their owner.
     os.umask(0o077)
     only = frozenset({"model"}) if given.only else None
     with ExportSource(given.run, given.sequence, only=only) as source:
+        # PyTorch with it, while the source is being checked.
+        from stillframe._convert_state import collect
+
         root, notes = collect(
             source, has_integer_keys=given.to == "torch", only_model=given.only is not None
         )

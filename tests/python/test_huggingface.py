@@ -179,6 +179,25 @@ def test_a_peft_model_saves_its_adapters_in_the_stock_way_and_resumes(tmp_path: 
     assert again.state.global_step == 4
 
 
+def test_two_processes_save_in_the_stock_way_and_say_why(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    done = subprocess.run(
+        [
+            *(sys.executable, *launch, "--nnodes=1", "--nproc-per-node=2"),
+            *(str(SCRIPT), str(tmp_path), "0", "max_steps=2", 'ddp_backend="gloo"'),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes train, and this version serves one" in done.stderr
+    assert (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+    assert not (tmp_path / "checkpoint-2" / "model.safetensors").is_symlink()
+    assert not (tmp_path / "_stillframe").exists()
+
+
 def test_rotation_goes_by_the_order_of_saving_and_spares_the_best(tmp_path: Path) -> None:
     class Toucher(TrainerCallback):
         """Makes the oldest folder look like the newest."""
