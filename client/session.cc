@@ -478,8 +478,8 @@ Result<Waited> Session::remove(std::uint64_t sequence, std::uint32_t timeout_ms)
     if (code == Code::kUnavailable && current->is_open() && deadline.has_passed()) {
       return Waited::kTimedOut;
     }
-    // It has as many wishes of this session as it takes at once. Near the end it is not asked again:
-    // no answer would hide this one.
+    // It has as many wishes of this session as it takes at once. Near the end it is not asked
+    // again: no answer would hide this one.
     if (code != Code::kResourceExhausted || deadline.rest_ms() <= 2 * kRemovePauseMs) {
       return std::move(reply).error();
     }
