@@ -306,11 +306,38 @@ def compare_loads(rounds: list[dict[str, dict[str, Any]]]) -> None:
         )
 
 
+def run_saves(scratch: Path, count: int) -> list[dict[str, dict[str, Any]]]:
+    """Rounds of every arm, each time another one first."""
+    rounds = []
+    for turn in range(count):
+        order = (*ARMS[turn % len(ARMS) :], *ARMS[: turn % len(ARMS)])
+        one = {arm: start("arm", arm, scratch / f"{turn}-{ARMS.index(arm)}") for arm in order}
+        report("keras_round", **one)
+        rounds.append(one)
+        shutil.rmtree(scratch)
+        scratch.mkdir()
+    return rounds
+
+
+def run_loads(files: Path, count: int) -> list[dict[str, dict[str, Any]]]:
+    """Rounds of every load, each time another one first."""
+    start("prepare", "files", files)
+    rounds = []
+    for turn in range(count):
+        order = (*LOADS[turn % len(LOADS) :], *LOADS[: turn % len(LOADS)])
+        one = {load: start("load", load, files) for load in order}
+        if len({load["sum"] for load in one.values()}) != 1:
+            sys.exit(f"the loads differ: {one}")
+        rounds.append(one)
+    return rounds
+
+
 def main() -> None:
     """Run the rounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, required=True, help="on the disk to measure")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("saves", "loads"), help="the half of it")
     parser.add_argument("part", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.directory = arguments.directory.resolve()
@@ -329,23 +356,10 @@ def main() -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        rounds = []
-        for turn in range(arguments.rounds):
-            order = (*ARMS[turn:], *ARMS[:turn])
-            one = {arm: start("arm", arm, scratch / f"{turn}-{ARMS.index(arm)}") for arm in order}
-            report("keras_round", **one)
-            rounds.append(one)
-            shutil.rmtree(scratch)
-            scratch.mkdir()
-        compare(rounds)
-        start("prepare", "files", scratch / "files")
-        loads = []
-        for turn in range(arguments.rounds):
-            order = (*LOADS[turn:], *LOADS[:turn])
-            loads.append({load: start("load", load, scratch / "files") for load in order})
-            if len({one["sum"] for one in loads[-1].values()}) != 1:
-                sys.exit(f"the loads differ: {loads[-1]}")
-        compare_loads(loads)
+        if arguments.only != "loads":
+            compare(run_saves(scratch, arguments.rounds))
+        if arguments.only != "saves":
+            compare_loads(run_loads(scratch / "files", arguments.rounds))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from keras.src.saving import saving_lib
 
-from stillframe._keras_values import new_buffer
-from stillframe._saved import Place, SavedCheckpoint
+from stillframe._keras_read import read_values
+from stillframe._saved import SavedCheckpoint
 from stillframe.errors import DataLoss, InvalidArgument
 
 PART = "assets"
@@ -51,12 +51,9 @@ def read_assets(model: Any, saved: SavedCheckpoint) -> None:
     Raises:
         DataLoss: a name is not one of a file below a folder.
     """
-    tensors = saved.tensors.get(PART)
-    if not tensors:
+    buffers = read_values(saved, (PART,))
+    if not buffers:
         return
-    specs = [spec for part in saved.parts if part.name == PART for spec in part.tensors]
-    buffers = {spec.name: new_buffer(spec) for spec in specs}
-    saved.read([Place(tensors[name], buffer.ctypes.data, None) for name, buffer in buffers.items()])
     with tempfile.TemporaryDirectory() as directory:
         for name, buffer in buffers.items():
             path = PurePosixPath(name)

@@ -12,7 +12,9 @@ from keras.src.saving import saving_lib
 from stillframe._address import open_address
 from stillframe._held_values import HeldValues
 from stillframe._keras_assets import read_assets
+from stillframe._keras_read import BackgroundReader
 from stillframe._keras_saver import config_text, fill
+from stillframe._keras_skip_init import SkipInitialisation
 from stillframe._keras_state import KerasState
 from stillframe._keras_values import pin
 from stillframe._saved import SavedCheckpoint
@@ -92,16 +94,17 @@ def load_model(
             name, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
         )
     name = _followed(name)
-    with open_address(name) as saved:
-        model = _make(saved, name, custom_objects, compile, safe_mode)
-        sections = ["model"]
-        optimizer = getattr(model, "optimizer", None)
-        if compile and optimizer is not None and "optimizer" in saved.tensors:
-            if not optimizer.built:
+    sections = ["model", "optimizer"] if compile else ["model"]
+    with open_address(name) as saved, BackgroundReader(saved, sections) as reader:
+        with SkipInitialisation() as skipped:
+            model = _make(saved, name, custom_objects, compile, safe_mode)
+            optimizer = getattr(model, "optimizer", None)
+            if optimizer is None or "optimizer" not in saved.tensors:
+                sections = ["model"]
+            elif compile and not optimizer.built:
                 optimizer.build(model.trainable_variables)
-            sections.append("optimizer")
         read_assets(model, saved)
-        fill(model, saved, sections)
+        skipped.initialise_others(fill(model, saved, sections, reader))
         return model
 
 
@@ -124,9 +127,10 @@ def load_weights(
             nothing was assigned.
     """
     name = _followed(os.fspath(path))
-    with open_address(name) as saved:
+    sections = ("model", "optimizer") if include_optimizer else ("model",)
+    with open_address(name) as saved, BackgroundReader(saved, sections) as reader:
         _recipe_of(saved, name)
-        fill(model, saved, ("model", "optimizer") if include_optimizer else ("model",))
+        fill(model, saved, sections, reader)
 
 
 def _followed(name: str) -> str:

@@ -26,10 +26,11 @@ from keras.src.saving import saving_lib
 from stillframe._arguments import check_choice, checked_metrics, checked_step
 from stillframe._held_values import Capture, HeldValues
 from stillframe._keras_assets import PART as ASSETS_PART
+from stillframe._keras_read import BackgroundReader, read_values
 from stillframe._keras_state import FORMAT, KerasState, WeightStore
-from stillframe._keras_values import as_array, assign, new_buffer, pin, spec_of
+from stillframe._keras_values import as_array, assign, pin, spec_of
 from stillframe._layout import PartSpec, TensorSpec
-from stillframe._saved import Place, SavedCheckpoint
+from stillframe._saved import SavedCheckpoint
 from stillframe._saver import Content, Saver, SaverOptions
 from stillframe._session import AttachOptions, list_run
 from stillframe._state_json import Encoder, decode, dumps
@@ -249,20 +250,27 @@ def config_text(model: Any) -> str:
     )
 
 
-def fill(model: Any, saved: SavedCheckpoint, sections: Sequence[str]) -> None:
-    """Assign what `saved` holds to the model's variables, all or nothing."""
+def fill(
+    model: Any,
+    saved: SavedCheckpoint,
+    sections: Sequence[str],
+    reader: BackgroundReader | None = None,
+) -> list[Any]:
+    """Assign what `saved` holds to the model's variables, all or nothing.
+
+    Args:
+        model: built.
+        saved: the checkpoint.
+        sections: which parts of it.
+        reader: reads these already; None reads them here.
+
+    Returns:
+        The variables that were assigned.
+    """
     sections = [one for one in sections if one != ASSETS_PART]  # Which are not variables.
     state = KerasState(model, [one for one in sections if one in saved.tensors])
-    pairs = _paired(state, saved, sections)
-    buffers = {name: new_buffer(spec) for name, spec in pairs.items()}
-    saved.read(
-        [
-            Place(saved.tensors[part.name][spec.name], buffers[spec.name].ctypes.data, None)
-            for part in saved.parts
-            for spec in part.tensors
-            if spec.name in buffers
-        ]
-    )
+    _check_pairs(state, saved, sections)
+    buffers = read_values(saved, sections) if reader is None else reader.wait()
     own: dict[str, dict[str, Any]] = {}
     for one in state.tensors:
         if one.spec.name not in buffers:
@@ -274,11 +282,10 @@ def fill(model: Any, saved: SavedCheckpoint, sections: Sequence[str]) -> None:
             own.setdefault(group, {})[key] = as_array(one.spec, buffers[one.spec.name])
     if own or _has_own_loader(model):
         _load_own(model, state, own)
+    return [one.holder for one in state.tensors if one.holder is not None]
 
 
-def _paired(
-    state: KerasState, saved: SavedCheckpoint, sections: Sequence[str]
-) -> dict[str, TensorSpec]:
+def _check_pairs(state: KerasState, saved: SavedCheckpoint, sections: Sequence[str]) -> None:
     wanted = state.by_name()
     there = {
         spec.name: spec for part in saved.parts if part.name in sections for spec in part.tensors
@@ -311,7 +318,6 @@ def _paired(
             f"step {step} does not fit the model, and nothing was assigned; "
             f"{len(lines)} differences:\n{listed}"
         )
-    return there
 
 
 # Names of what Keras's walk does not give to any layer.
@@ -358,8 +364,5 @@ def _extra_part(arrays: Sequence[tuple[TensorSpec, Any]]) -> list[PartSpec]:
 
 def _read_arrays(saved: SavedCheckpoint) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `extra`, by name."""
-    tensors = saved.tensors.get("extra", {})
-    buffers = {name: new_buffer(one.spec) for name, one in tensors.items()}
-    if tensors:
-        saved.read([Place(one, buffers[name].ctypes.data, None) for name, one in tensors.items()])
-    return {name: as_array(one.spec, buffers[name]) for name, one in tensors.items()}
+    values = read_values(saved, ("extra",))
+    return {name: as_array(saved.tensors["extra"][name].spec, one) for name, one in values.items()}

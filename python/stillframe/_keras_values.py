@@ -98,9 +98,14 @@ def pin(variable: Any, spec: TensorSpec, *, on_host: bool = False) -> Value:
     return _of_array(array.view(_CARRIERS[array.itemsize]) if spec.dtype in _UNBUFFERED else array)
 
 
+def byte_count(spec: TensorSpec) -> int:
+    """Of one value."""
+    return DTYPES[spec.dtype][1] * math.prod(spec.shape)
+
+
 def new_buffer(spec: TensorSpec) -> npt.NDArray[np.uint8]:
     """Memory for one value: flat bytes, aligned for assign()."""
-    count = DTYPES[spec.dtype][1] * math.prod(spec.shape)
+    count = byte_count(spec)
     raw = np.empty(count + _ALIGNMENT, np.uint8)
     begin = -raw.ctypes.data % _ALIGNMENT
     return raw[begin : begin + count]
