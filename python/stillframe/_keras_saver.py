@@ -255,7 +255,7 @@ def fill(
     saved: SavedCheckpoint,
     sections: Sequence[str],
     reader: BackgroundReader | None = None,
-) -> list[Any]:
+) -> None:
     """Assign what `saved` holds to the model's variables, all or nothing.
 
     Args:
@@ -263,9 +263,6 @@ def fill(
         saved: the checkpoint.
         sections: which parts of it.
         reader: reads these already; None reads them here.
-
-    Returns:
-        The variables that were assigned.
     """
     sections = [one for one in sections if one != ASSETS_PART]  # Which are not variables.
     state = KerasState(model, [one for one in sections if one in saved.tensors])
@@ -282,7 +279,6 @@ def fill(
             own.setdefault(group, {})[key] = as_array(one.spec, buffers[one.spec.name])
     if own or _has_own_loader(model):
         _load_own(model, state, own)
-    return [one.holder for one in state.tensors if one.holder is not None]
 
 
 def _check_pairs(state: KerasState, saved: SavedCheckpoint, sections: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ class SkipInitialisation:
             _replacing.release()
 
     def initialise_others(self, loaded: Iterable[Any]) -> None:
-        """Give their first values to all but these variables."""
+        """Before anything is loaded: give their first values to all but these variables."""
         known = set(map(id, loaded))
         for variable, initializer in self._skipped:
             if id(variable) not in known:
