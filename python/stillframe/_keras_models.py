@@ -103,10 +103,8 @@ def load_model(
                 sections = ["model"]
             elif compile and not optimizer.built:
                 optimizer.build(model.trainable_variables)
-        state = KerasState(model, [one for one in sections if one in saved.tensors])
-        skipped.initialise_others(one.holder for one in state.tensors)
         read_assets(model, saved)
-        fill(model, saved, sections, reader)
+        fill(model, saved, sections, reader, skipped.initialise_others)
         return model
 
 

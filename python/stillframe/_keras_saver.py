@@ -13,7 +13,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,7 @@ def fill(
     saved: SavedCheckpoint,
     sections: Sequence[str],
     reader: BackgroundReader | None = None,
+    before: Callable[[KerasState], None] | None = None,
 ) -> None:
     """Assign what `saved` holds to the model's variables, all or nothing.
 
@@ -263,10 +264,13 @@ def fill(
         saved: the checkpoint.
         sections: which parts of it.
         reader: reads these already; None reads them here.
+        before: called with what is about to be assigned.
     """
     sections = [one for one in sections if one != ASSETS_PART]  # Which are not variables.
     state = KerasState(model, [one for one in sections if one in saved.tensors])
     _check_pairs(state, saved, sections)
+    if before is not None:
+        before(state)
     buffers = read_values(saved, sections) if reader is None else reader.wait()
     own: dict[str, dict[str, Any]] = {}
     for one in state.tensors:

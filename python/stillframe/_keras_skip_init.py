@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import keras
 
+from stillframe._keras_state import KerasState
 from stillframe._keras_values import byte_count, new_buffer, spec_of, tensor_of
 from stillframe.errors import InvalidArgument
 
@@ -61,11 +62,11 @@ class SkipInitialisation:
             delattr(keras.Variable, _METHOD)
             _replacing.release()
 
-    def initialise_others(self, loaded: Iterable[Any]) -> None:
-        """Before anything is loaded: give their first values to all but these variables."""
-        known = set(map(id, loaded))
+    def initialise_others(self, state: KerasState) -> None:
+        """Give their first values to all that `state` does not hold, before that is loaded."""
+        loaded = {id(one.holder) for one in state.tensors}
         for variable, initializer in self._skipped:
-            if id(variable) not in known:
+            if id(variable) not in loaded:
                 variable.assign(initializer(variable.shape, dtype=variable.dtype))
 
     def _skip(self, variable: Any, initializer: Any) -> bool:
