@@ -21,7 +21,6 @@ class GpuUnpackTest : public ::testing::Test {
   static constexpr std::uint64_t kTensors = 200;
 
   void SetUp() override {
-    if (kernels::gpu_image().empty()) GTEST_SKIP() << "built without nvcc";
     auto driver = cuda::Driver::load();
     ASSERT_TRUE(driver) << driver.error().message();
     auto context = cuda::Context::retain(*driver, 0);
@@ -70,6 +69,7 @@ class GpuUnpackTest : public ::testing::Test {
 };
 
 TEST_F(GpuUnpackTest, brings_every_tensor_of_an_extent_to_its_place) {
+  if (kernels::gpu_image().empty()) GTEST_SKIP() << "built without nvcc";
   const auto unpack = GpuUnpack::create(context_, {&part_, 1});
   ASSERT_TRUE(unpack && *unpack);
   ASSERT_TRUE((*unpack)->takes(0, 0));
@@ -87,6 +87,7 @@ TEST_F(GpuUnpackTest, brings_every_tensor_of_an_extent_to_its_place) {
 }
 
 TEST_F(GpuUnpackTest, tells_of_an_extent_that_was_damaged_on_its_way) {
+  if (kernels::gpu_image().empty()) GTEST_SKIP() << "built without nvcc";
   const auto unpack = GpuUnpack::create(context_, {&part_, 1});
   ASSERT_TRUE(unpack && *unpack);
   const auto queue = GpuQueue::create(context_);
