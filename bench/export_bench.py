@@ -28,7 +28,7 @@ from rounds import machine, ratio, run_rounds
 
 MIB = 2**20
 COPY_BYTES = 4 * MIB
-IMPORTS = "import torch, torch.distributed.checkpoint, numpy, stillframe._convert_state"
+IMPORTS = "import torch, torch.distributed.checkpoint, numpy, stillframe._convert.state"
 
 
 def drop_cache(path: Path) -> None:

@@ -16,8 +16,7 @@ from unittest import mock
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from stillframe import _index_stream, _loader
-from stillframe._loader import ResumableLoader
+from stillframe._loader.resumable_loader import ResumableLoader, index_stream, resumable_loader
 
 BATCHES = 2000
 ROUNDS = 9
@@ -62,8 +61,10 @@ def main() -> None:
     for _ in range(ROUNDS):
         plain.append(batch_us(data))
         seeded.append(batch_us(loader))
-        nothing = mock.patch.multiple(_loader, preserve_rng=no_seeding, seed_rng=no_seeding)
-        with nothing, mock.patch.object(_index_stream, "seed_rng", no_seeding):
+        nothing = mock.patch.multiple(
+            resumable_loader, preserve_rng=no_seeding, seed_rng=no_seeding
+        )
+        with nothing, mock.patch.object(index_stream, "seed_rng", no_seeding):
             unseeded.append(batch_us(loader))
         next(iter(loader))
         state.append(call_us(loader.state_dict))

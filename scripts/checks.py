@@ -181,6 +181,8 @@ def lint(tally: Tally) -> None:
     check(tally, "ruff check", VENV_BIN / "ruff", "check", *PYTHON_FOLDERS)
     check(tally, "ruff format", VENV_BIN / "ruff", "format", "--check", *PYTHON_FOLDERS)
     check(tally, "mypy", VENV_BIN / "mypy", "--strict", "python/stillframe")
+    imports = ["env", "PYTHONPATH=python", VENV_BIN / "lint-imports", "--no-cache"]
+    check(tally, "folders of the package", *imports)
     check(tally, "reference is of the docstrings", PYTHON, "scripts/reference.py", "--check")
     check(tally, "planted bugs can be planted", "scripts/mutants", "--check")
 

@@ -28,8 +28,8 @@ from stillframe.errors import DataLoss, NotFound, StillframeError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillframe._convert_files import Plan
-    from stillframe._convert_state import Imported
+    from stillframe._convert.files import Plan
+    from stillframe._convert.state import Imported
 
 _SCRATCH_FD = 3
 _DRAW_SECONDS = 0.1
@@ -85,14 +85,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _export(given: argparse.Namespace) -> dict[str, Any]:
-    from stillframe._convert_source import ExportSource
+    from stillframe._convert.source import ExportSource
 
     # As all files of Stillframe: for their owner.
     os.umask(0o077)
     only = frozenset({"model"}) if given.only else None
     with ExportSource(given.run, given.sequence, only=only) as source:
         # PyTorch with it, while the source is being checked.
-        from stillframe._convert_state import collect
+        from stillframe._convert.state import collect
 
         root, notes = collect(
             source, has_integer_keys=given.to == "torch", only_model=given.only is not None
@@ -100,13 +100,13 @@ def _export(given: argparse.Namespace) -> dict[str, Any]:
         bar = _Bar("export", source.bytes)
         source.progress = bar.add
         if given.to == "torch":
-            from stillframe import _convert_torch
+            from stillframe._convert import torch_files
 
-            files = _convert_torch.write(source, root, given.target)
+            files = torch_files.write(source, root, given.target)
         else:
-            from stillframe import _convert_dcp
+            from stillframe._convert import dcp
 
-            files = _convert_dcp.write(source, root, given.target)
+            files = dcp.write(source, root, given.target)
         bar.end()
         source.finish()
         return {"bytes": bar.done_bytes, "files": files, "notes": notes}
@@ -122,13 +122,13 @@ def _hush_tensorflow() -> None:
 
 def _export_keras(given: argparse.Namespace) -> dict[str, Any]:
     _hush_tensorflow()
-    from stillframe import _convert_keras
-    from stillframe._session import list_run
+    from stillframe._convert import keras_files
+    from stillframe._core.session import list_run
 
     os.umask(0o077)
     sizes = {one["sequence"]: one["bytes"] for one in list_run(given.run)}
     bar = _Bar("export", sizes.get(given.sequence, 0))
-    files, notes = _convert_keras.write(
+    files, notes = keras_files.write(
         given.run,
         given.sequence,
         given.target,
@@ -141,9 +141,9 @@ def _export_keras(given: argparse.Namespace) -> dict[str, Any]:
 
 def _plan_keras(given: argparse.Namespace) -> dict[str, Any]:
     _hush_tensorflow()
-    from stillframe import _convert_keras
+    from stillframe._convert import keras_files
 
-    return _convert_keras.plan(given.source, only_model=given.only is not None)
+    return keras_files.plan(given.source, only_model=given.only is not None)
 
 
 def _plan(given: argparse.Namespace) -> dict[str, Any]:
@@ -154,22 +154,22 @@ def _plan(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan_without_grad(given: argparse.Namespace) -> dict[str, Any]:
-    from stillframe._convert_files import Plan
-    from stillframe._convert_state import interpret
+    from stillframe._convert.files import Plan
+    from stillframe._convert.state import interpret
 
     only_model = given.only is not None
     plan = Plan(_SCRATCH_FD)
     if given.format == "torch":
-        from stillframe import _convert_torch
+        from stillframe._convert import torch_files
 
-        root = _convert_torch.read(given.source)
-        mapped = _convert_torch.MappedFile(given.source, plan)
+        root = torch_files.read(given.source)
+        mapped = torch_files.MappedFile(given.source, plan)
         imported = _interpret(given.source, root, only_model, mapped.identity, interpret)
         return _answer(plan, imported, mapped.segments)
 
-    from stillframe import _convert_dcp
+    from stillframe._convert import dcp
 
-    root, chunks, notes = _convert_dcp.read(given.source)
+    root, chunks, notes = dcp.read(given.source)
     imported = _interpret(given.source, root, only_model, id, interpret)
     imported.notes += notes
     return _answer(plan, imported, lambda tensor: chunks[id(tensor)].segments(plan))
@@ -186,7 +186,7 @@ def _interpret(source: str, root: Any, only_model: bool, identity: Any, interpre
 def _answer(plan: Plan, imported: Imported, segments: Any) -> dict[str, Any]:
     import torch
 
-    from stillframe._convert_files import tensor_entry
+    from stillframe._convert.files import tensor_entry
 
     def entry(name: str, tensor: Tensor) -> dict[str, Any]:
         return tensor_entry(name, tensor, segments(tensor))

@@ -12,7 +12,7 @@ With an Accelerator alone: `run = stillframe.huggingface.register(accelerator, "
 save_state() and load_state() as ever.
 """
 
-from stillframe._accelerate import AcceleratedRun, register
-from stillframe._trainer import StillframeTrainerMixin
+from stillframe._huggingface.accelerate import AcceleratedRun, register
+from stillframe._huggingface.trainer import StillframeTrainerMixin
 
 __all__ = ["AcceleratedRun", "StillframeTrainerMixin", "register"]

@@ -5,9 +5,10 @@ import stillframe.keras
 model.fit(..., callbacks=[stillframe.keras.ModelCheckpoint("runs/digits/{epoch:02d}.keras")])
 """
 
-from stillframe._keras_backup import BackupAndRestore
-from stillframe._keras_checkpoint import ModelCheckpoint
-from stillframe._keras_models import load_model, load_weights, save_model
+from stillframe._core.ticket import Ticket
+from stillframe._keras.backup import BackupAndRestore
+from stillframe._keras.checkpoint import ModelCheckpoint
+from stillframe._keras.models import load_model, load_weights, save_model
 from stillframe.errors import (
     Cancelled,
     DataLoss,
@@ -19,7 +20,6 @@ from stillframe.errors import (
     StillframeWarning,
     Unavailable,
 )
-from stillframe.ticket import Ticket
 
 __all__ = [
     "BackupAndRestore",

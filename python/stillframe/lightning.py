@@ -9,7 +9,7 @@ trainer = Trainer(
 trainer.fit(model, ckpt_path="last")
 """
 
-from stillframe._lightning_io import StillframeCheckpointIO, stock_file
+from stillframe._lightning.checkpoint_io import StillframeCheckpointIO, stock_file
 from stillframe.errors import DataLoss, NotFound, StillframeError, StillframeWarning
 
 __all__ = [

@@ -7,13 +7,14 @@ manager = stillframe.CheckpointManager(checkpoint, "runs/digits", max_to_keep=3)
 manager.restore_or_initialize()
 """
 
-from stillframe._tf_checkpoint import (
+from stillframe._core.ticket import Ticket
+from stillframe._tensorflow.checkpoint import (
     Checkpoint,
     SavePath,
     latest_checkpoint,
     write_tf_checkpoint,
 )
-from stillframe._tf_manager import CheckpointManager
+from stillframe._tensorflow.manager import CheckpointManager
 from stillframe.errors import (
     Cancelled,
     DataLoss,
@@ -25,7 +26,6 @@ from stillframe.errors import (
     StillframeWarning,
     Unavailable,
 )
-from stillframe.ticket import Ticket
 
 __all__ = [
     "Cancelled",

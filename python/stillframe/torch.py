@@ -12,14 +12,15 @@ for step in range(restored.step + 1 if restored else 0, steps):
 checkpointer.close()
 """
 
-from stillframe._checkpointer import Checkpointer
-from stillframe._file import load, save, verify
-from stillframe._loader import ResumableLoader
-from stillframe._members import Stateful
-from stillframe._model_load import load_model
-from stillframe._model_save import save_model
-from stillframe._report import Report, SaveRecord
-from stillframe._restore import Restored
+from stillframe._core.report import Report, SaveRecord
+from stillframe._core.ticket import Ticket
+from stillframe._loader.resumable_loader import ResumableLoader
+from stillframe._torch.checkpointer import Checkpointer
+from stillframe._torch.file import load, save, verify
+from stillframe._torch.members import Stateful
+from stillframe._torch.model_load import load_model
+from stillframe._torch.model_save import save_model
+from stillframe._torch.restore import Restored
 from stillframe.errors import (
     Cancelled,
     DataLoss,
@@ -31,7 +32,6 @@ from stillframe.errors import (
     StillframeWarning,
     Unavailable,
 )
-from stillframe.ticket import Ticket
 
 __all__ = [
     "Cancelled",

@@ -14,7 +14,7 @@ from typing import Any
 
 import stillframe
 from stillframe import convert
-from stillframe._library import library_path
+from stillframe._core.library import library_path
 
 
 @dataclasses.dataclass

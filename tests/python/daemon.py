@@ -8,17 +8,17 @@ import os
 import select
 import signal
 
-from stillframe import _library
+from stillframe._core import library
 
 
 def daemon_pid() -> int | None:
     """The process id of the daemon that runs now; None if none does."""
-    library = _library.loaded()
+    functions = library.loaded()
     text = ctypes.c_void_p()
-    if library.sf_daemon_status(None, ctypes.byref(text), None) != _library.OK:
+    if functions.sf_daemon_status(None, ctypes.byref(text), None) != library.OK:
         return None
     status = json.loads(ctypes.string_at(text.value or 0))
-    library.sf_free(text)
+    functions.sf_free(text)
     return int(status["pid"])
 
 

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import stillframe.keras
 import stillframe.tensorflow
-from stillframe import _dlpack, _keras_values
+from stillframe._keras import dlpack, values
 
 _KEPT: list[Any] = []  # What the capsules refer to, for as long as this process lives.
 
@@ -59,7 +59,7 @@ def capsule_on_gpu(tensor: Any) -> Any:
         == 0
     )
     assert DRIVER.cuCtxSynchronize() == 0
-    described = _dlpack._Tensor(data=address.value, byte_offset=offset)
+    described = dlpack._Tensor(data=address.value, byte_offset=offset)
     described.device.type = 2
     make = ctypes.pythonapi.PyCapsule_New
     make.restype = ctypes.py_object
@@ -127,8 +127,8 @@ if __name__ == "__main__":
     lanes = Lanes()
     logging.getLogger("stillframe").addHandler(lanes)
     logging.getLogger("stillframe").setLevel(logging.INFO)
-    _keras_values.is_on_gpu = is_on_gpu
-    _keras_values.tf_capsule = capsule_on_gpu
+    values.is_on_gpu = is_on_gpu
+    values.tf_capsule = capsule_on_gpu
     fit(os.path.join(sys.argv[1], "fit"))
     loop(os.path.join(sys.argv[1], "loop"))
     assert lanes.seen == {"lane=pinned"}, lanes.seen

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from stillframe._loader import ResumableLoader
+from stillframe._loader.resumable_loader import ResumableLoader
 
 SAMPLES = 22
 BATCH = 4

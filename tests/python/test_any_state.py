@@ -17,7 +17,7 @@ import pytest
 
 import stillframe.torch as stillframe
 import training
-from stillframe._session import SaveRequest, Session
+from stillframe._core.session import SaveRequest, Session
 
 SECONDS = 8.0
 REPLACEMENTS: list[Any] = [

@@ -16,8 +16,8 @@ from torch import nn
 
 import stillframe.torch as stillframe
 import training
-from stillframe._best import BestTracker, parse_best
-from stillframe._session import Session
+from stillframe._core.best import BestTracker, parse_best
+from stillframe._core.session import Session
 from stillframe.errors import Unavailable
 
 TRAINER = Path(__file__).with_name("best_trainer.py")

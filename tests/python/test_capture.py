@@ -13,7 +13,7 @@ from torch import nn
 
 import stillframe.torch as stillframe
 import training
-from stillframe._session import Session
+from stillframe._core.session import Session
 
 BIG = 2048  # A layer of 16 MiB: its capture takes a while.
 

@@ -16,20 +16,21 @@ from safetensors.torch import load_file
 
 import stillframe.torch as stillframe
 import training
-from stillframe import _collect, _fence, _live
+from stillframe._core import fence
+from stillframe._torch import collect, live
 
 
 @pytest.fixture
 def on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layout claims to have a tensor on GPU 0, whose stream is its default one."""
-    made = _live.LiveState.__init__
+    made = live.LiveState.__init__
 
-    def make(self: _live.LiveState, *arguments: Any, **options: Any) -> None:
+    def make(self: live.LiveState, *arguments: Any, **options: Any) -> None:
         made(self, *arguments, **options)
         self.devices = [0]
 
-    monkeypatch.setattr(_live.LiveState, "__init__", make)
-    monkeypatch.setattr(_collect, "current_stream", lambda device: 0)
+    monkeypatch.setattr(live.LiveState, "__init__", make)
+    monkeypatch.setattr(collect, "current_stream", lambda device: 0)
 
 
 def weights_of(directory: Path, step: int) -> dict[str, torch.Tensor]:
@@ -55,12 +56,12 @@ def test_training_writes_behind_the_open_fence_and_the_save_still_counts(tmp_pat
 def test_a_write_before_the_fence_fails_the_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def publish_nothing(self: _fence.Fence) -> bool:
+    def publish_nothing(self: fence.Fence) -> bool:
         time.sleep(0.001)
         return not self._is_stopped
 
     # Else a small snapshot is complete before anybody can write.
-    monkeypatch.setattr(_fence.Fence, "_publish_next", publish_nothing)
+    monkeypatch.setattr(fence.Fence, "_publish_next", publish_nothing)
     run = training.make()
     run.step()
     checkpointer = run.checkpointer(tmp_path / "run", capture="lazy", check="full")

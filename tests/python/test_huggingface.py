@@ -30,9 +30,9 @@ import hf_training
 import stillframe.huggingface
 from daemon import kill_daemon
 from hf_training import STEPS, MyTrainer, digest, make, make_model
-from stillframe._session import Session, list_run
-from stillframe._trainer_folders import Folder, choose_removals, in_order, make_link
-from stillframe._trainer_support import published_names, reason_against
+from stillframe._core.session import Session, list_run
+from stillframe._huggingface.folders import Folder, choose_removals, in_order, make_link
+from stillframe._huggingface.support import published_names, reason_against
 from stillframe.errors import (
     DataLoss,
     InvalidArgument,

@@ -13,9 +13,9 @@ import pytest
 
 keras = pytest.importorskip("keras", reason="keras is not installed")
 
-from stillframe._keras_saver import KerasRun  # noqa: E402
-from stillframe._saver import SaverOptions  # noqa: E402
-from stillframe._session import AttachOptions, list_run  # noqa: E402
+from stillframe._core.saver import SaverOptions  # noqa: E402
+from stillframe._core.session import AttachOptions, list_run  # noqa: E402
+from stillframe._keras.saver import KerasRun  # noqa: E402
 from stillframe.errors import InvalidArgument, StillframeWarning  # noqa: E402
 from stillframe.keras import BackupAndRestore  # noqa: E402
 

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 keras = pytest.importorskip("keras", reason="keras is not installed")
 
-from stillframe._session import list_run  # noqa: E402
+from stillframe._core.session import list_run  # noqa: E402
 from stillframe.errors import InvalidArgument, StillframeWarning  # noqa: E402
 from stillframe.keras import ModelCheckpoint  # noqa: E402
 

@@ -11,8 +11,8 @@ import pytest
 
 keras = pytest.importorskip("keras", reason="keras is not installed")
 
-from stillframe._keras_skip_init import SkipInitialisation  # noqa: E402
-from stillframe._keras_state import KerasState  # noqa: E402
+from stillframe._keras.skip_init import SkipInitialisation  # noqa: E402
+from stillframe._keras.state import KerasState  # noqa: E402
 from stillframe.errors import DataLoss  # noqa: E402
 from stillframe.keras import load_model, save_model  # noqa: E402
 

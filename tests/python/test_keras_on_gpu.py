@@ -8,7 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from script import run_script
-from stillframe._dlpack import memory_of
+from stillframe._keras.dlpack import memory_of
 
 # By scripts/setup. The installed package may be one without GPU kernels.
 _BUILD = Path(__file__).resolve().parents[2] / "build/dev"

@@ -18,10 +18,10 @@ from torch import nn
 
 import lightning_training as lt
 from daemon import kill_daemon
-from stillframe._recipe import checkpoint_recipe
-from stillframe._session import list_run
-from stillframe._step_watch import step_watch
-from stillframe._stub import read_stub, write_stub
+from stillframe._core.session import list_run
+from stillframe._lightning.step_watch import step_watch
+from stillframe._lightning.stub import read_stub, write_stub
+from stillframe._torch.recipe import checkpoint_recipe
 from stillframe.errors import (
     DataLoss,
     InvalidArgument,
@@ -382,7 +382,7 @@ def test_what_was_queued_at_a_kill_is_removed_by_the_next_training(tmp_path: Pat
 
 
 def lt_displaced(sequence: int, save_id: str) -> Any:
-    from stillframe._stub import Displaced
+    from stillframe._lightning.stub import Displaced
 
     return Displaced(sequence, save_id, "a.ckpt")
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import stillframe.torch as stillframe
-from stillframe._program import unsafe_contents
+from stillframe._torch.program import unsafe_contents
 from whole_model import ALLOW, TOKENS, Net, Plain, compute, make_net, trained
 
 
@@ -207,7 +207,7 @@ def rewrite_recipe(path: Path, change: Any) -> None:
     weights = load_file(path / "model.safetensors")
     state = json.loads((path / "state.json").read_text())
     change(state["recipe"])
-    from stillframe._write import Part, write_model
+    from stillframe._torch.write import Part, write_model
 
     part = Part("model", weights, [("format", "pt")])
     write_model(str(path), [part], json.dumps(state).encode(), has_pickle=False)
@@ -392,7 +392,7 @@ def test_an_archive_that_would_unpickle_or_evaluate_is_refused(tmp_path: Path) -
         assert list(unsafe_contents(archive)), change.__name__
 
     stillframe.save_model(Plain(), tmp_path / "m", example_inputs=torch.ones(2, 3))
-    from stillframe._write import Part, write_model
+    from stillframe._torch.write import Part, write_model
 
     tensor = torch.frombuffer(bytearray(hostile(clean, sample)), dtype=torch.uint8)
     write_model(

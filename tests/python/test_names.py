@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from stillframe._live import LiveState
+from stillframe._torch.live import LiveState
 from stillframe.errors import InvalidArgument
 
 

@@ -15,9 +15,9 @@ from torch import nn
 
 import stillframe.torch as stillframe
 import training
-from stillframe import _progress
-from stillframe._session import Session
-from stillframe._telling import told_bytes, told_seconds
+from stillframe._core import progress
+from stillframe._core.session import Session
+from stillframe._core.telling import told_bytes, told_seconds
 from stillframe.errors import Unavailable
 
 
@@ -134,10 +134,10 @@ class Terminal(io.StringIO):
 def test_a_restore_shows_a_bar_only_on_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
-    from stillframe import _restore_read
+    from stillframe._core import restore_read
 
-    monkeypatch.setattr(_progress, "_BYTES_MIN", 1)
-    monkeypatch.setattr(_restore_read, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(progress, "_BYTES_MIN", 1)
+    monkeypatch.setattr(restore_read, "_PIECE_BYTES", 1000)
     one, other = training.make(), training.make(seed=9)
     with one.checkpointer(tmp_path / "run") as checkpointer:
         one.step()
@@ -154,7 +154,7 @@ def test_a_restore_shows_a_bar_only_on_a_terminal(
 def test_without_tqdm_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with _progress.byte_bar("restoring", 2**40) as bar:
+    with progress.byte_bar("restoring", 2**40) as bar:
         assert bar is None
 
 

@@ -29,9 +29,9 @@ from torch.utils.data import (
 import loading
 import stillframe.torch as stillframe
 from loading import BATCH, SAMPLES, Augmented, AugmentedBatches, Run
-from stillframe._loader import ResumableLoader
-from stillframe._rng import encode_rng, restore_rng
-from stillframe._state_json import Encoder, decode, dumps
+from stillframe._core.state_json import Encoder, decode, dumps
+from stillframe._loader.resumable_loader import ResumableLoader
+from stillframe._torch.rng import encode_rng, restore_rng
 
 PROCESS = Path(__file__).with_name("loader_process.py")
 EPOCHS = 3

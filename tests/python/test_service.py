@@ -15,7 +15,7 @@ import pytest
 import stillframe.torch as stillframe
 import training
 from daemon import daemon_pid
-from stillframe._library import library_path
+from stillframe._core.library import library_path
 
 _INSTALL = Path(__file__).resolve().parents[2] / "systemd" / "install"
 _SYSTEM_SOCKET = "/run/stillframe/stillframed.sock"

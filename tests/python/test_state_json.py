@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillframe._state_json import Encoder, decode, dumps
+from stillframe._core.state_json import Encoder, decode, dumps
 from stillframe.errors import DataLoss, InvalidArgument
 
 

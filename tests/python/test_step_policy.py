@@ -17,8 +17,8 @@ from torch import nn
 
 import stillframe.torch as stillframe
 import training
-from stillframe._policy import Policy
-from stillframe._session import Session
+from stillframe._core.session import Session
+from stillframe._torch.policy import Policy
 from stillframe.errors import ResourceExhausted, Unavailable
 
 TRAINER = Path(__file__).with_name("policy_trainer.py")
@@ -471,7 +471,7 @@ def test_overhead_target_chooses_from_what_saves_cost_and_says_so(
 
 @pytest.mark.parametrize(("cost", "expected"), [(0.05, 50), (0.5, 500)])
 def test_the_interval_is_the_cost_over_the_target(cost: float, expected: int) -> None:
-    from stillframe._overhead import OverheadTarget
+    from stillframe._torch.overhead import OverheadTarget
 
     overhead = OverheadTarget(0.01)
     for _ in range(20):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillframe._saved import SavedCheckpoint
-from stillframe._saver import Saver, SaverOptions
-from stillframe._session import AttachOptions
-from stillframe._tree import Packed, Places, pack, unpack
+from stillframe._core.saved import SavedCheckpoint
+from stillframe._core.saver import Saver, SaverOptions
+from stillframe._core.session import AttachOptions
+from stillframe._lightning.tree import Packed, Places, pack, unpack
 from stillframe.errors import DataLoss, InvalidArgument
 
 PLACES = Places("weights", parts={"moments": "optimizer"})

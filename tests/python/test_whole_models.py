@@ -12,7 +12,7 @@ from torch import nn
 
 import stillframe.torch as stillframe
 from command import run
-from stillframe._recipe import checkpoint_recipe
+from stillframe._torch.recipe import checkpoint_recipe
 from whole_model import ALLOW, TOKENS, Net, Plain, compute, make_net, quantised, trained
 
 # --- Tensors -------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What every framework shares: the C library as objects, a run's saves, how errors are told."""

@@ -1,0 +1,1 @@
+"""Keras: its variables as memory, the callbacks, and whole models."""

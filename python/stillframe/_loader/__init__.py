@@ -1,0 +1,1 @@
+"""ResumableLoader: a DataLoader whose position is part of the checkpoint."""

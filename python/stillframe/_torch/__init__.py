@@ -1,0 +1,1 @@
+"""PyTorch: what a Checkpointer saves and restores, and whole models."""
