@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import select
 import signal
+import threading
+from collections.abc import Iterator
 
 from stillframe._core import library
 
@@ -29,3 +32,25 @@ def kill_daemon() -> None:
     with os.fdopen(os.pidfd_open(pid)) as gone:
         os.kill(pid, signal.SIGKILL)
         assert select.select([gone], [], [], 20)[0]
+
+
+@contextlib.contextmanager
+def slow_daemon() -> Iterator[None]:
+    """Gives the daemon a millisecond of every 20: whatever the drive, training overtakes it."""
+    pid = daemon_pid()
+    assert pid is not None
+    ended = threading.Event()
+
+    def hold_up() -> None:
+        while not ended.wait(0.001):
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(0.019)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
