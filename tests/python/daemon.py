@@ -41,16 +41,19 @@ def slow_daemon() -> Iterator[None]:
     assert pid is not None
     ended = threading.Event()
 
-    def hold_up() -> None:
-        while not ended.wait(0.001):
-            os.kill(pid, signal.SIGSTOP)
-            ended.wait(0.019)
-            os.kill(pid, signal.SIGCONT)
+    def hold_up(daemon: int) -> None:
+        # A test may kill it.
+        with contextlib.suppress(ProcessLookupError):
+            while not ended.wait(0.001):
+                signal.pidfd_send_signal(daemon, signal.SIGSTOP)
+                ended.wait(0.019)
+                signal.pidfd_send_signal(daemon, signal.SIGCONT)
 
-    thread = threading.Thread(target=hold_up)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with os.fdopen(os.pidfd_open(pid)) as daemon:
+        thread = threading.Thread(target=hold_up, args=(daemon.fileno(),))
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
