@@ -15,7 +15,7 @@ keras = pytest.importorskip("keras", reason="keras is not installed")
 
 from stillframe._core.saver import SaverOptions  # noqa: E402
 from stillframe._core.session import AttachOptions, list_run  # noqa: E402
-from stillframe._keras.saver import KerasRun  # noqa: E402
+from stillframe._keras.run import KerasRun  # noqa: E402
 from stillframe.errors import InvalidArgument, StillframeWarning  # noqa: E402
 from stillframe.keras import BackupAndRestore  # noqa: E402
 

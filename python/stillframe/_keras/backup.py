@@ -25,7 +25,7 @@ from stillframe._keras.callback_state import check_states, get_states, set_state
 from stillframe._keras.data import DataPosition, running_iterator, sample_batch, unreproducible
 from stillframe._keras.held_values import Capture
 from stillframe._keras.rng import get_rng, set_rng
-from stillframe._keras.saver import KerasRestored, KerasRun
+from stillframe._keras.run import KerasRestored, KerasRun
 from stillframe.errors import InvalidArgument, StillframeError
 
 _SECTIONS = ("model", "optimizer", "metrics")

@@ -18,7 +18,7 @@ from stillframe._core.ticket import Ticket
 from stillframe._keras.held_values import Capture
 from stillframe._keras.links import Links
 from stillframe._keras.monitor import Direction, best_of, direction_of, is_better, scalar
-from stillframe._keras.saver import KerasRun
+from stillframe._keras.run import KerasRun
 from stillframe.errors import InvalidArgument, StillframeError
 
 

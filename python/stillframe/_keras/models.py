@@ -14,9 +14,10 @@ from stillframe._core.saved import SavedCheckpoint
 from stillframe._core.state_json import dumps
 from stillframe._core.write_parts import write_parts
 from stillframe._keras.assets import read_assets
+from stillframe._keras.fill import fill
 from stillframe._keras.held_values import HeldValues
 from stillframe._keras.read import BackgroundReader
-from stillframe._keras.saver import config_text, fill
+from stillframe._keras.run import config_text
 from stillframe._keras.skip_init import SkipInitialisation
 from stillframe._keras.state import KerasState
 from stillframe._keras.values import pin

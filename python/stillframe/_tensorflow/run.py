@@ -13,14 +13,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from stillframe._core.arguments import check_choice, checked_metrics, checked_step
+from stillframe._core.arguments import check_choice
 from stillframe._core.saved import SavedCheckpoint
-from stillframe._core.saver import Content, Saver, SaverOptions
+from stillframe._core.saver import Saver, SaverOptions
 from stillframe._core.session import AttachOptions, list_run
 from stillframe._core.state_json import dumps
 from stillframe._core.ticket import Ticket
 from stillframe._core.warn import warn
-from stillframe._keras.held_values import Capture, HeldValues
+from stillframe._keras.held_values import Capture, HeldContent, save_held
 from stillframe._keras.values import pin
 from stillframe._tensorflow.graph import VariableGraph
 from stillframe.errors import InvalidArgument
@@ -79,26 +79,15 @@ class TensorFlowRun:
         """Save the variables of now; see Checkpointer.save() for tickets and errors."""
         if not tf.executing_eagerly():
             raise InvalidArgument("save outside of tf.function: inside it runs only when traced")
-        begin = time.perf_counter()
-        self.saver.check_usable()
-        known_step = checked_step(step)
-        known_metrics = checked_metrics(metrics)
-        with self.saver.attach().lock:
-            self.saver.make_ready()
-            if self._graph is None or not self._graph.is_current():
-                self._graph = VariableGraph(self._root)
-            graph = self._graph
-            values = [pin(one.holder, one.spec) for one in graph.variables]
-            held = HeldValues.of(values, self._capture)
-            ticket = self.saver.begin(
-                Content(graph.parts, held.sources, _state_json(graph), streams=held.streams),
-                step=known_step,
-                metrics=known_metrics,
-                capture=held.capture,
-                lazy=held.lazy,
-            )
-            ticket._call_seconds = time.perf_counter() - begin
-            return ticket
+        return save_held(
+            self.saver, self._content, step=step, metrics=metrics, capture=self._capture
+        )
+
+    def _content(self) -> HeldContent:
+        if self._graph is None or not self._graph.is_current():
+            self._graph = VariableGraph(self._root)
+        values = [pin(one.holder, one.spec) for one in self._graph.variables]
+        return HeldContent(self._graph.parts, values, _state_json(self._graph))
 
     def settle(self) -> None:
         """Wait until no save of the run is under way, of an earlier process either."""
