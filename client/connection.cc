@@ -5,7 +5,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <utility>
 
 #include "base/os_error.h"
@@ -15,10 +17,14 @@ namespace stillframe::client {
 
 namespace wire = shm::wire;
 
-Result<std::shared_ptr<Connection>> Connection::open(shm::Channel channel) {
+Result<std::shared_ptr<Connection>> Connection::open(shm::Channel channel,
+                                                     std::string socket_path) {
   UniqueFd wake_event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_event) return os_error("eventfd for the connection", errno);
-  return std::shared_ptr<Connection>(new Connection(std::move(channel), std::move(wake_event)));
+  std::optional<Liveness> liveness;
+  if (!socket_path.empty()) liveness.emplace(std::move(socket_path));
+  return std::shared_ptr<Connection>(
+      new Connection(std::move(channel), std::move(wake_event), std::move(liveness)));
 }
 
 void Connection::set_handlers(Handlers handlers) {
@@ -44,7 +50,8 @@ Result<shm::Packet> Connection::call(wire::MessageT message, std::span<const int
   replies_.erase(request);
   if (!answered) return std::move(answered).error();
   if (!reply) {
-    const Error late(Code::kUnavailable, concat("the daemon did not answer ", what, " in time"));
+    const Error late(Code::kUnavailable, concat("the daemon did not answer ", what, " in time"),
+                     ETIMEDOUT);
     if (when_late == WhenLate::kDrop) drop_locked(late);
     return late;
   }
@@ -111,12 +118,22 @@ Result<bool> Connection::wait_locked(std::unique_lock<std::mutex>& lock,
       (void)changed_.wait_until(lock, deadline.time());
       continue;
     }
+    int rest_ms = deadline.rest_ms();
+    if (liveness_) {
+      auto alive = liveness_->look();
+      if (!alive) {
+        drop_locked(alive.error());
+        return *gone_;
+      }
+      rest_ms = std::min(rest_ms, liveness_->rest_ms());
+    }
     is_polled_ = true;
+    // poll(2) takes no notice of a negative descriptor.
     pollfd waiting[] = {{.fd = channel_.fd(), .events = POLLIN, .revents = 0},
-                        {.fd = wake_event_.get(), .events = POLLIN, .revents = 0}};
-    const int rest_ms = deadline.rest_ms();
+                        {.fd = wake_event_.get(), .events = POLLIN, .revents = 0},
+                        {.fd = liveness_ ? liveness_->fd() : -1, .events = POLLIN, .revents = 0}};
     lock.unlock();
-    (void)::poll(waiting, 2, rest_ms);  // The loop looks at what there is, whatever ended it.
+    (void)::poll(waiting, std::size(waiting), rest_ms);  // Whatever ended it, the loop looks.
     lock.lock();
     is_polled_ = false;
     changed_.notify_all();
@@ -163,6 +180,7 @@ void Connection::drain_locked() {
     const auto reply = replies_.find(packet.message.request);
     if (reply != replies_.end() && !reply->second) reply->second.emplace(std::move(packet));
   }
+  if (is_news && liveness_) liveness_->heard();
   if (is_news) wake_locked();
 }
 

@@ -8,10 +8,13 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
+#include <utility>
 
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "client/deadline.h"
+#include "client/liveness.h"
 #include "shm/channel.h"
 
 namespace stillframe::client {
@@ -29,8 +32,10 @@ class Connection {
     std::function<void(const Error& reason)> on_gone;             // Once.
   };
 
+  // A daemon behind `socket_path` that says nothing while somebody waits is asked there whether it
+  // lives (Liveness); where it does not, the connection is gone. Empty: it is not asked.
   // kResourceExhausted: no descriptor left.
-  static Result<std::shared_ptr<Connection>> open(shm::Channel channel);
+  static Result<std::shared_ptr<Connection>> open(shm::Channel channel, std::string socket_path);
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
@@ -60,8 +65,10 @@ class Connection {
   Result<shm::PeerCredentials> peer() const { return channel_.peer(); }
 
  private:
-  Connection(shm::Channel channel, UniqueFd wake_event)
-      : channel_(std::move(channel)), wake_event_(std::move(wake_event)) {}
+  Connection(shm::Channel channel, UniqueFd wake_event, std::optional<Liveness> liveness)
+      : channel_(std::move(channel)),
+        wake_event_(std::move(wake_event)),
+        liveness_(std::move(liveness)) {}
 
   Status send_locked(std::unique_lock<std::mutex>& lock, const shm::wire::MessageT& message,
                      std::span<const int> fds, Deadline deadline);
@@ -74,8 +81,9 @@ class Connection {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   shm::Channel channel_;
-  UniqueFd wake_event_;     // Ends the poll of the thread that polls.
-  bool is_polled_ = false;  // One of the waiting threads is in poll().
+  UniqueFd wake_event_;               // Ends the poll of the thread that polls.
+  std::optional<Liveness> liveness_;  // Looked at by the thread that polls.
+  bool is_polled_ = false;            // One of the waiting threads is in poll().
   Handlers handlers_;
   std::optional<Error> gone_;
   std::uint64_t next_request_ = 1;

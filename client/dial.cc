@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -47,7 +48,7 @@ Status check_peer(const Connection& connection, const std::string& path) {
 Result<Dialled> greet(const std::string& path, const DialOptions& options, Deadline deadline) {
   auto channel = shm::Channel::connect(path);
   if (!channel) return std::move(channel).error();
-  auto connection = Connection::open(*std::move(channel));
+  auto connection = Connection::open(*std::move(channel), path);
   if (!connection) return std::move(connection).error();
   auto trusted = check_peer(**connection, path);
   if (!trusted) return std::move(trusted).error();
@@ -56,6 +57,7 @@ Result<Dialled> greet(const std::string& path, const DialOptions& options, Deadl
   hello.protocol_version = shm::kProtocolVersion;
   hello.version = STILLFRAME_VERSION;
   hello.role = options.role;
+  if (options.answer_ms != 0) deadline = deadline.earlier_of(Deadline::after_ms(options.answer_ms));
   auto reply = (*connection)->call(shm::make_message(0, std::move(hello)), {}, deadline);
   if (!reply) return std::move(reply).error();
   const wire::HelloReplyT* const answer = reply->message.body.AsHelloReply();
@@ -105,6 +107,7 @@ Result<Dialled> dial(const DialOptions& options, Rng& rng, Deadline deadline) {
     }
     // What another try cannot change: a foreign daemon, or a socket that we may not open.
     if (reason && reason->code() == Code::kInvalidArgument) return *reason;
+    if (reason && reason->native() == ETIMEDOUT && options.answer_ms != 0) return *reason;
     if (!places->may_start || deadline.has_passed()) return nobody_listens(*places, reason);
 
     const auto program = find_daemon(options.daemon_path);

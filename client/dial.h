@@ -16,6 +16,9 @@ struct DialOptions {
   std::string daemon_path;  // Empty: find_daemon()'s places.
   bool may_start = true;    // A private daemon, where the look-up allows it.
   std::string role = "trainer";
+  // How long one that listens may take to answer; 0: until the deadline. One that takes longer is
+  // stopped or stuck, and none is started in its place.
+  std::uint64_t answer_ms = 0;
 };
 
 struct Dialled {

@@ -239,7 +239,9 @@ typedef struct sf_ticket {
 /* Takes in what the daemon has said and tells a ticket's state; does not wait. The last 64 tickets
  * are known. */
 SF_API int sf_ticket_get(sf_session* session, uint64_t ticket, sf_ticket* info, sf_error* error);
-/* Waits for SF_CAPTURED or SF_DURABLE. A failed save gives its failure as the return code. */
+/* Waits for SF_CAPTURED or SF_DURABLE. A failed save gives its failure as the return code; so does
+ * one whose daemon is gone, or has been silent for 5 s and does not answer for 5 s when it is asked
+ * (SF_UNAVAILABLE). */
 SF_API int sf_ticket_wait(sf_session* session, uint64_t ticket, int state, uint32_t timeout_ms,
                           sf_error* error);
 

@@ -26,6 +26,8 @@ namespace {
 // What a healthy daemon takes at most for what it need not wait for.
 constexpr std::uint64_t kReplyTimeoutMs = 5'000;
 constexpr std::uint64_t kConnectTimeoutMs = 10'000;
+// A training that had a daemon waits less long for one that listens and says nothing.
+constexpr std::uint64_t kHelloTimeoutMs = 2'000;
 constexpr std::uint64_t kFirstSaveWaitMs = 60'000;
 // A dead predecessor's end reaches the daemon a moment after a restarted trainer does.
 constexpr std::uint64_t kTakeoverMs = 2'000;
@@ -82,7 +84,9 @@ Result<std::shared_ptr<Session>> Session::attach(SessionOptions options, Deadlin
 
 Status Session::connect(Deadline deadline) {
   const std::int64_t begin_ns = clock_.monotonic_ns();
-  auto dialled = dial(options_.dial, rng_, deadline);
+  DialOptions how = options_.dial;
+  if (is_attached_) how.answer_ms = kHelloTimeoutMs;
+  auto dialled = dial(how, rng_, deadline);
   if (!dialled) {
     const std::int64_t duration_ns = clock_.monotonic_ns() - begin_ns;
     dial_again_ns_ = 0;

@@ -25,7 +25,7 @@ class Peer {
   explicit Peer(std::function<void(shm::Channel& channel)> script) {
     int ends[2] = {-1, -1};
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
-    auto made = Connection::open(shm::Channel(UniqueFd(ends[0])));
+    auto made = Connection::open(shm::Channel(UniqueFd(ends[0])), {});
     EXPECT_TRUE(made);
     connection_ = *std::move(made);
     thread_ = std::thread([end = ends[1], script = std::move(script)] {

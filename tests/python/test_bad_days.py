@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from torch import nn
 
 import stillframe.torch as stillframe
 import training
-from daemon import kill_daemon, slow_daemon
+from daemon import daemon_pid, kill_daemon, slow_daemon
 
 RESUME = """
 import sys
@@ -222,6 +223,24 @@ def test_on_error_raise_raises_the_failure_once_at_the_next_save(tmp_path: Path)
         ):
             checkpointer.save(2)
         checkpointer.save(3).wait(timeout=30)
+
+
+@pytest.mark.filterwarnings("ignore::stillframe.StillframeWarning")
+def test_a_training_that_ends_does_not_wait_for_ever_for_a_daemon_that_is_stopped(
+    tmp_path: Path,
+) -> None:
+    checkpointer = stillframe.Checkpointer(tmp_path / "run", model=nn.Linear(64, 64))
+    checkpointer.save(0).wait(timeout=30)
+    pid = daemon_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        ticket = checkpointer.save(1)
+        with pytest.raises(stillframe.Unavailable, match="does not answer"):
+            checkpointer.close()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert ticket.state == "failed"
 
 
 def test_two_checkpointers_in_one_process_do_not_meet(tmp_path: Path) -> None:
