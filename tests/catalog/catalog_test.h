@@ -12,7 +12,6 @@
 #include <fstream>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "base/check.h"
@@ -69,18 +68,6 @@ inline bool exists(const std::string& path) {
   return std::filesystem::exists(std::filesystem::symlink_status(path));
 }
 
-// Until nobody has the file open. A worker of io_uring may hold it a little longer than close(),
-// for an fsync that is already answered; a lease is refused meanwhile, and the file is not
-// recycled.
-inline void wait_until_nobody_has(const std::string& path) {
-  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  check(static_cast<bool>(file), "a test can open its own file");
-  for (int tries = 0; ::fcntl(file.get(), F_SETLEASE, F_WRLCK) != 0; ++tries) {
-    check(errno == EAGAIN && tries < 10'000, "a file of a test is let go of within ten seconds");
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-}
-
 class CatalogTest : public testing::TestWithParam<Choice> {
  protected:
   void SetUp() override {
@@ -102,6 +89,19 @@ class CatalogTest : public testing::TestWithParam<Choice> {
       wait_until_nobody_has(concat(checkpoint->path, '/', part.file));
     }
     return *std::move(checkpoint);
+  }
+  // Until nobody has the file open. A worker of io_uring may let go of a file after its fsync is
+  // answered, and the kernel then closes it when the ring is waited on next. A lease is refused
+  // before that, and the file is not recycled. In a daemon a whole save lies between.
+  void wait_until_nobody_has(const std::string& path) {
+    const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    check(static_cast<bool>(file), "a test can open its own file");
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (::fcntl(file.get(), F_SETLEASE, F_WRLCK) != 0) {
+      check(errno == EAGAIN && std::chrono::steady_clock::now() < deadline,
+            "a file of a test is let go of within ten seconds");
+      (void)io_->wait(1);
+    }
   }
   RunContents scan() {
     auto contents = read_run(*io_, run_);
