@@ -14,7 +14,7 @@ from typing import Any
 
 import stillframe
 from stillframe import convert
-from stillframe._core.library import library_path
+from stillframe._core import library
 
 
 @dataclasses.dataclass
@@ -33,9 +33,9 @@ class Outcome:
 
 def command_path() -> Path:
     """Beside the library in a build, in bin/ in an installed package."""
-    library = library_path()
-    beside = library.with_name("stillframe")
-    return beside if beside.is_file() else library.parent.parent / "bin" / "stillframe"
+    path = library.library_path()
+    beside = path.with_name("stillframe")
+    return beside if beside.is_file() else path.parent.parent / "bin" / "stillframe"
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -43,7 +43,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {
         **os.environ,
         "STILLFRAME_PYTHON": sys.executable,
-        "STILLFRAME_LIBRARY": str(library_path()),
+        "STILLFRAME_LIBRARY": str(library.library_path()),
         "PYTHONPATH": str(Path(stillframe.__file__).parent.parent),
         **variables,
     }

@@ -15,7 +15,7 @@ import pytest
 import stillframe.torch as stillframe
 import training
 from daemon import daemon_pid
-from stillframe._core.library import library_path
+from stillframe._core import library
 
 _INSTALL = Path(__file__).resolve().parents[2] / "systemd" / "install"
 _SYSTEM_SOCKET = "/run/stillframe/stillframed.sock"
@@ -23,8 +23,9 @@ _SYSTEM_SOCKET = "/run/stillframe/stillframed.sock"
 
 def _stillframed() -> Path:
     """The daemon that belongs to the library of these tests."""
-    beside = library_path().with_name("stillframed")
-    return beside if beside.exists() else library_path().parent.parent / "bin" / "stillframed"
+    path = library.library_path()
+    beside = path.with_name("stillframed")
+    return beside if beside.exists() else path.parent.parent / "bin" / "stillframed"
 
 
 def _install(*words: str) -> subprocess.CompletedProcess[str]:
