@@ -33,7 +33,7 @@ class Outcome:
 
 def command_path() -> Path:
     """Beside the library in a build, in bin/ in an installed package."""
-    path = library.library_path()
+    path = library.location()
     beside = path.with_name("stillframe")
     return beside if beside.is_file() else path.parent.parent / "bin" / "stillframe"
 
@@ -43,7 +43,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {
         **os.environ,
         "STILLFRAME_PYTHON": sys.executable,
-        "STILLFRAME_LIBRARY": str(library.library_path()),
+        "STILLFRAME_LIBRARY": str(library.location()),
         "PYTHONPATH": str(Path(stillframe.__file__).parent.parent),
         **variables,
     }

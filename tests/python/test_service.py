@@ -23,7 +23,7 @@ _SYSTEM_SOCKET = "/run/stillframe/stillframed.sock"
 
 def _stillframed() -> Path:
     """The daemon that belongs to the library of these tests."""
-    path = library.library_path()
+    path = library.location()
     beside = path.with_name("stillframed")
     return beside if beside.exists() else path.parent.parent / "bin" / "stillframed"
 

@@ -255,7 +255,7 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
 }
 
 
-def library_path() -> Path:
+def location() -> Path:
     """Where the library is: $STILLFRAME_LIBRARY, else inside this package."""
     wish = os.environ.get("STILLFRAME_LIBRARY")
     return Path(wish) if wish else Path(__file__).parents[1] / "lib" / "libstillframe.so"
@@ -268,7 +268,7 @@ def loaded() -> CDLL:
     Raises:
         Unavailable: it is not there, cannot be loaded, or belongs to another version.
     """
-    path = library_path()
+    path = location()
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
