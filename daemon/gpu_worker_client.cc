@@ -32,6 +32,14 @@ bool GpuWorkerClient::answer(std::uint64_t id, Status status) {
   return send(shm::make_message(id, shm::to_wire(status.error())));
 }
 
+// What one call fails with may be the client's doing, or the first that is heard of a GPU which has
+// broken: then no call works any more, and the worker must end.
+Result<bool> GpuWorkerClient::refuse(std::uint64_t id, const Error& error) {
+  const auto works = cuda::memory_left(*context_);
+  if (!works) return works.error();
+  return answer(id, error);
+}
+
 Result<bool> GpuWorkerClient::read() {
   for (;;) {
     auto received = channel_.receive();
@@ -61,10 +69,10 @@ Result<bool> GpuWorkerClient::handle(shm::Packet packet) {
 
 // --- Lane hbm ------------------------------------------------------------------------------------
 
-bool GpuWorkerClient::make_ring(std::uint64_t id, const wire::MakeGpuRingT& request) {
+Result<bool> GpuWorkerClient::make_ring(std::uint64_t id, const wire::MakeGpuRingT& request) {
   if (ring_ || packer_ || request.bytes == 0 || request.bytes_min > request.bytes) return false;
   const auto left = cuda::memory_left(*context_);
-  if (!left) return answer(id, left.error());
+  if (!left) return left.error();
   const std::uint64_t bytes = std::min(request.bytes, left->free_bytes / kRingShareMax);
   if (bytes < request.bytes_min) {
     return answer(id,
@@ -73,7 +81,7 @@ bool GpuWorkerClient::make_ring(std::uint64_t id, const wire::MakeGpuRingT& requ
                                left->free_bytes, " that are free on the GPU may be taken")));
   }
   auto made = cuda::SharedBuffer::make(context_, bytes);
-  if (!made) return answer(id, made.error());
+  if (!made) return refuse(id, made.error());
   ring_ = std::move(made->buffer);
   wire::GpuRingReplyT reply;
   reply.bytes = ring_.bytes();
@@ -97,11 +105,11 @@ bool GpuWorkerClient::drain(std::uint64_t id, const wire::DrainGpuRingT& request
 
 // --- Lane ipc ------------------------------------------------------------------------------------
 
-bool GpuWorkerClient::set_plan(std::uint64_t id, const wire::PlanGpuT& request,
-                               std::vector<UniqueFd> fds) {
+Result<bool> GpuWorkerClient::set_plan(std::uint64_t id, const wire::PlanGpuT& request,
+                                       std::vector<UniqueFd> fds) {
   if (ring_ || packer_) return false;
   auto packer = open_packer(request, fds);
-  if (!packer) return answer(id, packer.error());
+  if (!packer) return refuse(id, packer.error());
   packer_ = *std::move(packer);
   return answer(id, ok());
 }
@@ -169,7 +177,7 @@ Result<bool> GpuWorkerClient::capture(std::uint64_t id, const wire::CaptureGpuT&
   const std::optional<Error> error = std::exchange(lease_error_, std::nullopt);
   if (error || request.is_trial) {
     packer_->end_leases();
-    return answer(id, error ? Status(*error) : ok());
+    return error ? refuse(id, *error) : answer(id, ok());
   }
   if (request.arena_offset % drain_->slot_bytes() != 0 ||
       !drain_->is_within_slot(request.arena_offset, drain_->slot_bytes())) {

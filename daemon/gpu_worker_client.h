@@ -41,9 +41,11 @@ class GpuWorkerClient {
 
  private:
   Result<bool> handle(shm::Packet packet);
-  bool make_ring(std::uint64_t id, const shm::wire::MakeGpuRingT& request);
+  Result<bool> refuse(std::uint64_t id, const Error& error);
+  Result<bool> make_ring(std::uint64_t id, const shm::wire::MakeGpuRingT& request);
   bool drain(std::uint64_t id, const shm::wire::DrainGpuRingT& request);
-  bool set_plan(std::uint64_t id, const shm::wire::PlanGpuT& request, std::vector<UniqueFd> fds);
+  Result<bool> set_plan(std::uint64_t id, const shm::wire::PlanGpuT& request,
+                        std::vector<UniqueFd> fds);
   Result<std::unique_ptr<GpuPacker>> open_packer(const shm::wire::PlanGpuT& request,
                                                  const std::vector<UniqueFd>& fds);
   bool lease(const shm::wire::LeaseGpuT& request, const std::vector<UniqueFd>& fds);

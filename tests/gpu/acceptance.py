@@ -334,10 +334,16 @@ def faults(machine: Machine, report: Report) -> None:
             "damage on the drive": repeated("*damaged_on_the_drive*", in_each),
             "random handles, plans and rings that are not theirs": repeated("Hostile*", in_each),
             f"trainers killed at random instants, {kills} in each lane": repeated(
-                "*a_trainer_that_is_killed*", 1, STILLFRAME_KILLS=kills
+                "*CrashingTrainer.that_is_killed*", 1, STILLFRAME_KILLS=kills
+            ),
+            f"trainers whose GPU breaks in a save, {in_each} in each lane": repeated(
+                "*CrashingTrainer.whose_gpu_breaks*", 1, STILLFRAME_KILLS=str(in_each)
             ),
             f"workers killed at random instants, {kills} in each lane": repeated(
                 "*that_dies_during_a_copy*", 1, STILLFRAME_KILLS=kills
+            ),
+            f"workers whose GPU breaks in a save, {kills} in each lane": repeated(
+                "*GpuWorker.whose_gpu_breaks*", 1, STILLFRAME_KILLS=kills
             ),
         }
     )

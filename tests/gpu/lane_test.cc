@@ -1,25 +1,22 @@
 // Tensors of GPUs through the public C ABI and a real daemon. Knows nothing of the driver: built
 // twice, for the simulated one and for a real GPU (scripts/gpu-bundle).
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "base/check.h"
 #include "tests/format/seed.h"
+#include "tests/support/gpu_crash.h"
 #include "tests/support/gpu_lane.h"
 
 namespace stillframe::testing {
@@ -295,93 +292,86 @@ TEST_P(EveryLane, outlives_the_daemon) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
-// The environment, with this program's own driver found first.
-std::vector<std::string> environment_of_trainer(const std::string& driver_folder) {
-  std::vector<std::string> variables;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    if (!std::string(*entry).starts_with("LD_LIBRARY_PATH=")) variables.emplace_back(*entry);
-  }
-  variables.push_back(std::string("LD_LIBRARY_PATH=") + driver_folder);
-  return variables;
-}
+// One after the other on the same run, each ended at a random instant of its saves.
+class CrashingTrainer : public EveryLane {
+ protected:
+  struct Ended {
+    std::int64_t begun = -1;
+    std::int64_t durable = -1;
+  };
 
-// gpu_crash_trainer, which lies beside this program, until a moment after its first durable save.
-struct Killed {
-  std::int64_t begun = -1;
-  std::int64_t durable = -1;
-};
-struct Killing {
-  std::string run_path;
-  std::string socket_path;
-  std::string lane;
-  std::string driver_folder;
-};
-Killed run_and_kill(Killing killing, std::int64_t first_step, std::chrono::microseconds after) {
-  std::string program =
-      (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "gpu_crash_trainer")
-          .string();
-  std::string step = std::to_string(first_step);
-  char* argv[] = {program.data(), killing.run_path.data(), killing.socket_path.data(),
-                  step.data(),    killing.lane.data(),     nullptr};
-  std::vector<std::string> variables = environment_of_trainer(killing.driver_folder);
-  std::vector<char*> envp;
-  for (std::string& variable : variables) envp.push_back(variable.data());
-  envp.push_back(nullptr);
-  int ends[2] = {};
-  check(::pipe2(ends, O_CLOEXEC) == 0, "a pipe");
-  posix_spawn_file_actions_t actions;
-  (void)::posix_spawn_file_actions_init(&actions);
-  (void)::posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
-  pid_t pid = -1;
-  check(::posix_spawn(&pid, program.c_str(), &actions, nullptr, argv, envp.data()) == 0,
-        "the trainer starts");
-  (void)::posix_spawn_file_actions_destroy(&actions);
-  (void)::close(ends[1]);
-  Killed killed;
-  std::FILE* const lines = ::fdopen(ends[0], "r");
-  char word[16] = {};
-  long long said = 0;
-  bool is_killed = false;
-  while (std::fscanf(lines, "%15s %lld", word, &said) == 2) {
-    if (std::string(word) == "begin") killed.begun = said;
-    if (std::string(word) != "durable") continue;
-    killed.durable = said;
-    if (std::exchange(is_killed, true)) continue;
-    std::this_thread::sleep_for(after);
-    (void)::kill(pid, SIGKILL);
+  static int count_of_rounds() {
+    const char* const wish = std::getenv("STILLFRAME_KILLS");
+    return wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
   }
-  std::fclose(lines);
-  (void)::waitpid(pid, nullptr, 0);
-  return killed;
-}
-
-TEST_P(EveryLane, of_a_trainer_that_is_killed_loses_only_the_save_it_was_in) {
-  auto random = format::seeded_generator();
-  const char* const wish = std::getenv("STILLFRAME_KILLS");
-  const int round_count = wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
-  std::int64_t step = 0;
-  for (int round = 0; round < round_count; ++round) {
-    const Killed killed =
-        run_and_kill({.run_path = directory_.path("run"),
-                      .socket_path = directory_.path("socket"),
-                      .lane = GetParam(),
-                      .driver_folder = driver_folder()},
-                     step, std::chrono::microseconds(format::pick(random, 60'000)));
-    ASSERT_GE(killed.durable, step) << "round " << round;
-    // The next one takes the run over, and waits for what was captured.
+  GpuCrashTrainer::Setting setting(bool breaks) {
+    return {.run_path = directory_.path("run"),
+            .socket_path = directory_.path("socket"),
+            .first_step = step_,
+            .lane = GetParam(),
+            .driver_folder = driver_folder(),
+            .breaks = breaks};
+  }
+  // The next one takes the run over, and waits for what was captured.
+  void take_over(const Ended& ended) {
+    ASSERT_GE(ended.durable, step_);
     auto& trainer = train(GpuTrainer::mixed_tensors());
     ASSERT_EQ(sf_session_settle(trainer.session(), 10'000, nullptr), SF_OK);
     std::string complaint = "no checkpoint";
-    for (step = killed.durable; step <= killed.begun && !complaint.empty(); ++step) {
+    for (std::int64_t step = ended.durable; step <= ended.begun && !complaint.empty(); ++step) {
       complaint = trainer.judge_newest(step);
     }
-    ASSERT_EQ(complaint, "") << "round " << round << ", durable " << killed.durable << ", begun "
-                             << killed.begun;
-    step = killed.begun + 1;
+    ASSERT_EQ(complaint, "") << "durable " << ended.durable << ", begun " << ended.begun;
     EXPECT_EQ(trainer.close(), SF_OK);
     trainer_.reset();
+    step_ = ended.begun + 1;
+  }
+
+  std::int64_t step_ = 0;
+};
+
+TEST_P(CrashingTrainer, that_is_killed_loses_only_the_save_it_was_in) {
+  auto random = format::seeded_generator();
+  const int round_count = count_of_rounds();
+  for (int round = 0; round < round_count; ++round) {
+    GpuCrashTrainer child(setting(false));
+    const auto after = std::chrono::microseconds(format::pick(random, 60'000));
+    Ended ended;
+    bool is_killed = false;
+    while (const auto said = child.listen()) {
+      if (said->word == "begin") ended.begun = said->step;
+      if (said->word != "durable") continue;
+      ended.durable = said->step;
+      if (std::exchange(is_killed, true)) continue;
+      std::this_thread::sleep_for(after);
+      child.kill_now();
+    }
+    EXPECT_EQ(child.wait(), 128 + SIGKILL);
+    ASSERT_NO_FATAL_FAILURE(take_over(ended)) << "round " << round;
   }
   std::printf("killed %d trainers\n", round_count);
+}
+
+// As an assertion of its own kernels does. The daemon and other processes know nothing of it.
+TEST_P(CrashingTrainer, whose_gpu_breaks_ends_by_itself_and_loses_only_the_save_it_was_in) {
+  const int round_count = count_of_rounds();
+  int failed_count = 0;
+  for (int round = 0; round < round_count; ++round) {
+    GpuCrashTrainer child(setting(true));
+    Ended ended;
+    std::chrono::steady_clock::time_point broken;
+    while (const auto said = child.listen()) {
+      if (said->word == "begin" || said->word == "broken") ended.begun = said->step;
+      if (said->word == "broken") broken = std::chrono::steady_clock::now();
+      if (said->word == "durable") ended.durable = said->step;
+      if (said->word == "failed") ++failed_count;
+    }
+    EXPECT_EQ(child.wait(), 0);
+    EXPECT_LT(std::chrono::steady_clock::now() - broken,
+              std::chrono::seconds(kIsSanitized ? 30 : 10));
+    ASSERT_NO_FATAL_FAILURE(take_over(ended)) << "round " << round;
+  }
+  std::printf("broke %d GPUs of trainers, %d saves failed\n", round_count, failed_count);
 }
 
 TEST_P(EveryLane, comes_back_to_the_gpus_from_memory_and_from_the_drive) {
@@ -456,6 +446,9 @@ TEST_P(EveryLane, damaged_on_the_drive_never_reaches_a_gpu) {
 INSTANTIATE_TEST_SUITE_P(Pinned, EveryLane, ::testing::Values("pinned"));
 INSTANTIATE_TEST_SUITE_P(Hbm, EveryLane, ::testing::Values("hbm"));
 INSTANTIATE_TEST_SUITE_P(Ipc, EveryLane, ::testing::Values("ipc"));
+INSTANTIATE_TEST_SUITE_P(Pinned, CrashingTrainer, ::testing::Values("pinned"));
+INSTANTIATE_TEST_SUITE_P(Hbm, CrashingTrainer, ::testing::Values("hbm"));
+INSTANTIATE_TEST_SUITE_P(Ipc, CrashingTrainer, ::testing::Values("ipc"));
 
 // --- The worker of a GPU -------------------------------------------------------------------------
 
@@ -476,6 +469,9 @@ class GpuWorker : public GpuLane, public ::testing::WithParamInterface<const cha
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     EXPECT_NE(worker_pid(), pid);
+  }
+  static std::string beside_this_program(const char* name) {
+    return std::filesystem::read_symlink("/proc/self/exe").parent_path() / name;
   }
   static std::vector<Tensor> tensors_of_a_gpu() {
     const std::uint64_t part = kIsSanitized ? 3 : 1;
@@ -535,6 +531,46 @@ TEST_P(GpuWorker, that_dies_during_a_copy_fails_that_save_within_a_second_and_no
     trainer_.reset();
   }
   std::printf("killed %d workers, %d saves failed\n", round_count, failed_count);
+}
+
+TEST_P(GpuWorker, whose_gpu_breaks_fails_one_save_and_is_replaced) {
+  auto random = format::seeded_generator();
+  const char* const wish = std::getenv("STILLFRAME_KILLS");
+  const int round_count = wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
+  const std::string break_file = directory_.path("break");
+  int failed_count = 0;
+  for (int round = 0; round < round_count; ++round) {
+    daemon_->kill_now();
+    start_daemon({{"CUDA_INJECTION64_PATH", beside_this_program("libgpu_breaker.so")},
+                  {"STILLFRAME_BREAK_FILE", break_file}});
+    auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
+    std::int64_t step = 10 * round;
+    const pid_t pid = start_worker(trainer, step);
+    trainer.fill(++step);
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+    std::this_thread::sleep_for(std::chrono::microseconds(format::pick(random, 80'000)));
+    std::ofstream(break_file).flush();
+    bool is_lost = trainer.publish(ticket) != SF_OK || trainer.wait_durable(ticket) != SF_OK;
+    // One that has nothing to do learns of it with the next save.
+    while (!is_lost && step < 10 * round + 8 && worker_pid() == pid) {
+      EXPECT_EQ(trainer.judge_newest(step), "");
+      trainer.fill(++step);
+      is_lost = trainer.save_durable(step) != SF_OK;
+    }
+    if (is_lost) {
+      ++failed_count;
+      const std::string reason = trainer.error().message;
+      EXPECT_NE(reason.find("the GPU worker was lost"), std::string::npos) << reason;
+      EXPECT_EQ(trainer.judge_newest(step - 1), "");
+    }
+    await_end_of(pid);
+    EXPECT_NE(start_worker(trainer, step + 1), pid);
+    EXPECT_EQ(trainer.close(), SF_OK);
+    trainer_.reset();
+  }
+  std::printf("broke %d GPUs of workers, %d saves failed\n", round_count, failed_count);
+  EXPECT_GT(failed_count, 0);
 }
 
 TEST_P(GpuWorker, that_is_stopped_does_not_hold_the_trainer_for_ever) {

@@ -17,6 +17,7 @@
 //   STILLFRAME_SIMULATED_COPY_MS how long a copy to the host takes at least
 //   STILLFRAME_SIMULATED_ZEROS   when set, an allocation of another process reads as zeros
 //   CUDA_VISIBLE_DEVICES         numbers or UUIDs
+//   CUDA_INJECTION64_PATH        a library that is loaded and told when the driver starts
 extern "C" {
 
 struct simulated_cuda_counts {

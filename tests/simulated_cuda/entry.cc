@@ -1,5 +1,7 @@
 #include "tests/simulated_cuda/entry.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -76,6 +78,21 @@ Machine& machine() {
     return fresh;
   }();
   return *made;
+}
+
+void break_process() {
+  const std::lock_guard lock(machine().mutex);
+  machine().broken = CUDA_ERROR_LAUNCH_FAILED;
+}
+
+void inject() {
+  const char* const path = std::getenv("CUDA_INJECTION64_PATH");
+  if (path == nullptr) return;
+  void* const library = ::dlopen(path, RTLD_NOW);
+  if (library == nullptr) violate(std::string("CUDA_INJECTION64_PATH: ") + ::dlerror());
+  auto* const begin = reinterpret_cast<int (*)()>(::dlsym(library, "InitializeInjection"));
+  if (begin == nullptr) violate("CUDA_INJECTION64_PATH names no library to inject");
+  (void)begin();
 }
 
 thread_local std::vector<CUcontext> pushed;

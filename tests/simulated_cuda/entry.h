@@ -43,6 +43,7 @@ struct CUmod_st {
   CUfunc_st pack = {stillframe::simulated_cuda::Kernel::kPack};
   CUfunc_st unpack = {stillframe::simulated_cuda::Kernel::kUnpack};
   CUfunc_st copy = {stillframe::simulated_cuda::Kernel::kCopy};
+  CUfunc_st trap = {stillframe::simulated_cuda::Kernel::kTrap};
 };
 
 namespace stillframe::simulated_cuda {
@@ -73,6 +74,11 @@ struct Machine {
 };
 
 Machine& machine();
+
+// No call works any more.
+void break_process();
+// Loads what CUDA_INJECTION64_PATH names and calls its InitializeInjection(), as a driver does.
+void inject();
 
 // The contexts that a thread has pushed.
 extern thread_local std::vector<CUcontext> pushed;

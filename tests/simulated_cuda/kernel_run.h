@@ -8,7 +8,7 @@
 
 namespace stillframe::simulated_cuda {
 
-enum class Kernel { kPack, kUnpack, kCopy };
+enum class Kernel { kPack, kUnpack, kCopy, kTrap };
 
 // One launch on a GPU: every block of it, in a random order, as kernels/gpu_kernels.cu would.
 void run_kernel(Memory& memory, int ordinal, Kernel kernel, const kernels::PackJob& job,

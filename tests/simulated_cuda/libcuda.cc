@@ -2,6 +2,7 @@
 // says what for.
 #include <cstring>
 #include <random>
+#include <utility>
 
 #include "tests/simulated_cuda/entry.h"
 
@@ -20,8 +21,11 @@ using sim::stream_of;
 ENTRY cuInit(unsigned int) {
   ENTER("cuInit");
   if (machine().gpu_count <= 0) return CUDA_ERROR_NO_DEVICE;
-  const std::lock_guard lock(machine().mutex);
-  machine().is_started = true;
+  {
+    const std::lock_guard lock(machine().mutex);
+    if (std::exchange(machine().is_started, true)) return CUDA_SUCCESS;
+  }
+  sim::inject();
   return CUDA_SUCCESS;
 }
 
@@ -223,6 +227,8 @@ ENTRY cuModuleGetFunction(CUfunction* function, CUmodule module, const char* nam
     *function = &module->unpack;
   } else if (std::strcmp(name, "raw_copy") == 0) {
     *function = &module->copy;
+  } else if (std::strcmp(name, "trap") == 0) {
+    *function = &module->trap;
   } else {
     return CUDA_ERROR_NOT_FOUND;
   }
@@ -233,6 +239,10 @@ ENTRY cuLaunchKernel(CUfunction function, unsigned int blocks, unsigned int, uns
                      unsigned int threads, unsigned int, unsigned int, unsigned int,
                      CUstream stream, void** arguments, void**) {
   ENTER_WITH_CONTEXT("cuLaunchKernel");
+  if (function->kernel == sim::Kernel::kTrap) {
+    stream_of(stream).stream.enqueue(sim::break_process);
+    return CUDA_SUCCESS;
+  }
   const bool copies = function->kernel == sim::Kernel::kCopy;
   // As the kernels' launch bounds have it.
   if (blocks == 0 || threads != (copies ? 256 : stillframe::kernels::kBlockThreads)) {

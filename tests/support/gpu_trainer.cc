@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "format/tensor.h"
+#include "tests/support/break_gpu.h"
 
 namespace stillframe::testing {
 
@@ -305,6 +306,8 @@ void GpuTrainer::wait_gpus() {
   staging_block_ = 0;
   staged_bytes_ = 0;
 }
+
+void GpuTrainer::break_gpu() { testing::break_gpu(contexts_[0], streams_[0].get()); }
 
 std::vector<sf_source> GpuTrainer::sources() const {
   std::vector<sf_source> sources;

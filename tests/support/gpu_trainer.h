@@ -52,6 +52,8 @@ class GpuTrainer {
   // Writes other bytes to the lazy tensors of GPUs, as soon as the streams get there.
   void spoil();
   void wait_gpus();
+  // As soon as the stream gets there, no call for the first GPU works in this process any more.
+  void break_gpu();
 
   int begin_save(std::int64_t step, sf_capture capture, std::uint64_t* ticket,
                  sf_check check = SF_CHECK_SAMPLE);
