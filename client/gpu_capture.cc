@@ -356,6 +356,12 @@ Result<bool> GpuCapture::fence(Deadline deadline) {
   return true;
 }
 
+std::chrono::nanoseconds GpuCapture::held_for() const noexcept {
+  std::chrono::nanoseconds longest{};
+  for (const auto& [ordinal, device] : devices_) longest = std::max(longest, device->held_for());
+  return longest;
+}
+
 void GpuCapture::stop() noexcept {
   std::unique_lock lock(mutex_);
   is_cancelled_ = true;
@@ -403,6 +409,8 @@ Status GpuCapture::run_steps() {
     for (const auto& [ordinal, device] : devices_) {
       auto advanced = device->advance(job_.slot, is_hurried);
       if (!advanced) return advanced;
+      auto watched = device->watch_hold();
+      if (!watched) return watched;
     }
     const GpuDevice* const device = next < steps_.size() ? steps_[next].device : nullptr;
     if (device != nullptr && device->can_enqueue(steps_[next].chunk) &&

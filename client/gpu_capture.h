@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
@@ -78,6 +79,9 @@ class GpuCapture {
   // enqueued at once for that; where all is compared, waits for that instead. False: `deadline`
   // passed first.
   Result<bool> fence(Deadline deadline);
+  // How long the trainer's streams have waited at the fence, the longest of them. Once the engine
+  // has all of the capture.
+  std::chrono::nanoseconds held_for() const noexcept;
   // Afterwards no GPU touches slot and sources. Where one does not end its work within 60 s,
   // nothing of a GPU is captured any more, and what it may still use is never freed.
   void stop() noexcept;

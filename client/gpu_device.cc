@@ -53,7 +53,7 @@ Result<std::unique_ptr<GpuDevice>> GpuDevice::open(
   }
   for (cuda::Event* const event :
        {&device->followed_, &device->brought_, &device->packed_[0], &device->packed_[1],
-        &device->held_, &device->idle_[0], &device->idle_[1]}) {
+        &device->stopped_, &device->held_, &device->idle_[0], &device->idle_[1]}) {
     auto created = cuda::create_event(*context);
     if (!created) return std::move(created).error();
     *event = *std::move(created);
@@ -263,6 +263,10 @@ Status GpuDevice::upload(const Layout& layout, std::byte* staging) {
 
 Status GpuDevice::follow(CUstream trainer, bool is_lazy) {
   enqueued_count_ = 0;
+  is_held_ = false;
+  is_passed_ = false;
+  stopped_at_.reset();
+  held_for_ = {};
   if (ring_) ring_->begin();
   if (lease_) lease_->begin();
   const CUdeviceptr early = lease_ ? lease_->early_address() : early_.buffer.get();
@@ -427,19 +431,39 @@ std::span<const std::uint64_t> GpuDevice::hashes(std::size_t index) const {
 
 Result<bool> GpuDevice::hold(CUstream trainer) {
   const cuda::Current current(*context_);
+  auto stops = check("mark the trainer's stream", calls().cuEventRecord(stopped_.get(), trainer));
+  if (!stops) return std::move(stops).error();
   if (lease_) {
     // Besides the worker's reading, our own.
     auto brought =
         check("hold the trainer's stream", calls().cuStreamWaitEvent(trainer, brought_.get(), 0));
     if (!brought) return std::move(brought).error();
-    return fence_->hold(trainer);
+    auto held = fence_->hold(trainer);
+    if (held) is_held_ = *held;
+    return held;
   }
   auto recorded = check("mark the fence", calls().cuEventRecord(held_.get(), pack_stream_.get()));
   if (!recorded) return std::move(recorded).error();
   auto held =
       check("hold the trainer's stream", calls().cuStreamWaitEvent(trainer, held_.get(), 0));
   if (!held) return std::move(held).error();
+  is_held_ = true;
   return true;
+}
+
+Status GpuDevice::watch_hold() {
+  if (is_passed_ || !is_held_) return ok();
+  const auto now = std::chrono::steady_clock::now();
+  if (!stopped_at_) {
+    const auto stopped = cuda::has_happened(*context_, stopped_);
+    if (!stopped) return stopped.error();
+    if (*stopped) stopped_at_ = now;
+  }
+  const auto passed = lease_ ? fence_->is_open() : cuda::has_happened(*context_, held_);
+  if (!passed) return passed.error();
+  is_passed_ = *passed;
+  if (stopped_at_) held_for_ = now - *stopped_at_;
+  return ok();
 }
 
 Status GpuDevice::mark_idle() {

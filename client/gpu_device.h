@@ -1,8 +1,10 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,7 +34,7 @@ enum class GpuLane : std::uint8_t { kPinned, kHbm, kIpc };
 //
 // Nothing here waits for the GPU, but prepare() for a worker. What is enqueued uses this object and
 // the slot until is_idle(); whoever prepares anew or ends either waits for that. One thread at a
-// time, but that is_done() may be asked beside hold().
+// time, but that is_done() and watch_hold() may be called beside hold().
 class GpuDevice {
  public:
   // kUnavailable: no such GPU, or no kernels for it.
@@ -99,6 +101,11 @@ class GpuDevice {
   // caller waits for is_packed() instead.
   Result<bool> hold(CUstream trainer);
   bool is_packed() const noexcept { return !lease_ || fence_->is_open(); }
+  // To be called again and again until all chunks are done: sees when the stream comes to its wait
+  // and when that ends.
+  Status watch_hold();
+  // How long the stream was seen waiting.
+  std::chrono::nanoseconds held_for() const noexcept { return held_for_; }
   // The capture is void: nothing waits for its worker any more. Any thread.
   void release() noexcept {
     if (lease_) fence_->release();
@@ -163,6 +170,11 @@ class GpuDevice {
   std::byte* staging_ = nullptr;
   std::uint64_t staging_bytes_ = 0;
   std::size_t enqueued_count_ = 0;  // Of this capture.
+  // Of its hold: whether there is one, whether its end was seen, and when the stream came to it.
+  std::atomic<bool> is_held_ = false;
+  bool is_passed_ = false;
+  std::optional<std::chrono::steady_clock::time_point> stopped_at_;
+  std::chrono::nanoseconds held_for_{};
 
   // After what they use, so that they end first.
   cuda::Stream pack_stream_;
@@ -170,6 +182,7 @@ class GpuDevice {
   cuda::Event followed_;
   cuda::Event brought_;
   cuda::Event packed_[2];
+  cuda::Event stopped_;
   cuda::Event held_;
   cuda::Event idle_[2];
   std::vector<cuda::Event> done_;  // By chunk.

@@ -232,6 +232,7 @@ typedef struct sf_ticket {
   int64_t begin_call_ns;      /* duration of sf_save_begin() */
   int64_t busy_wait_ns;       /* of it: waiting for a slot */
   int64_t first_save_wait_ns; /* of it: waiting for the arena */
+  /* the caller's waits at the fence, and from CAPTURED on those of its streams on GPUs */
   int64_t fence_wait_ns;
   sf_error failure; /* with SF_FAILED */
 } sf_ticket;

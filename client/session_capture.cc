@@ -106,6 +106,7 @@ Status Session::end_capture(std::optional<Error> failure) {
     current->wake();
     return *failure;
   }
+  if (gpus_.is_needed()) tickets_.add_fence_wait_ns(capturing.ticket, gpus_.held_for().count());
   tickets_.set_captured(capturing.ticket, clock_.monotonic_ns());
   current->wake();
   return ok();

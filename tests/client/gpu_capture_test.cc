@@ -42,6 +42,7 @@ class GpuCapture : public GpuLane {
   }
   void TearDown() override {
     simulated_cuda_heal();
+    simulated_cuda_slow(0);
     simulated_cuda_limit(std::uint64_t{4} << 30);
     trainer_.reset();
     if (may_leak_) return;
@@ -108,6 +109,41 @@ TEST_F(GpuCapture, without_memory_for_early_copies_lets_the_trainer_wait) {
   ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
   EXPECT_EQ(trainer.judge_newest(3), "");
   EXPECT_NE(trainer.describe().find("eager, for a GPU has no memory left"), std::string::npos);
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+// The optimizer's step waits on the GPU, where the trainer's own clock does not see it.
+TEST_F(GpuCapture, tells_how_long_the_trainers_stream_waited_at_the_fence) {
+  constexpr int kCopyMs = 10;
+  constexpr std::int64_t kNsPerMs = 1'000'000;
+  // Five chunks of one extent: the third can be packed when the first has been copied.
+  auto& trainer = train({{.place = Place::kGpu0, .bytes = 5'000'000, .is_lazy = true}},
+                        {.name = "pinned", .window_bytes = 2U << 20U});
+  simulated_cuda_slow(kCopyMs);
+  for (const bool is_late : {false, true}) {
+    trainer.fill(1);
+    trainer.wait_gpus();
+    std::uint64_t ticket = 0;
+    ASSERT_EQ(trainer.begin_save(1, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+    sf_session* const session = trainer.session();
+    // When all has been captured before the fence, no stream waits there.
+    if (is_late) {
+      ASSERT_EQ(sf_capture_wait(session, ticket, 10'000, 0, nullptr), SF_OK);
+    }
+    ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(sf_capture_wait(session, ticket, 10'000, 0, nullptr), SF_OK);
+    ASSERT_EQ(sf_capture_publish(session, ticket, nullptr), SF_OK);
+    sf_ticket info = {};
+    info.struct_bytes = sizeof info;
+    ASSERT_EQ(sf_ticket_get(session, ticket, &info, nullptr), SF_OK);
+    if (is_late) {
+      EXPECT_LT(info.fence_wait_ns, kCopyMs * kNsPerMs);
+    } else {
+      EXPECT_GE(info.fence_wait_ns, 2 * kCopyMs * kNsPerMs);
+    }
+    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+    EXPECT_EQ(trainer.judge_newest(1), "");
+  }
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 

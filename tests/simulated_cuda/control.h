@@ -14,7 +14,7 @@
 //   STILLFRAME_SIMULATED_GPUS    how many there are, else 2
 //   STILLFRAME_SIMULATED_BYTES   as simulated_cuda_limit()
 //   STILLFRAME_SIMULATED_FAULT   CALL:NTH:RESULT:STICKY, as simulated_cuda_fail(); any: each call
-//   STILLFRAME_SIMULATED_COPY_MS how long a copy to the host takes at least
+//   STILLFRAME_SIMULATED_COPY_MS as simulated_cuda_slow()
 //   STILLFRAME_SIMULATED_ZEROS   when set, an allocation of another process reads as zeros
 //   CUDA_VISIBLE_DEVICES         numbers or UUIDs
 //   CUDA_INJECTION64_PATH        a library that is loaded and told when the driver starts
@@ -35,5 +35,7 @@ void simulated_cuda_fail(const char* call, std::uint64_t nth, int result, bool i
 void simulated_cuda_heal();
 // Of each GPU; allocations behind it fail.
 void simulated_cuda_limit(std::uint64_t device_bytes);
+// Every copy to the host takes that long at least, from now on.
+void simulated_cuda_slow(int copy_ms);
 simulated_cuda_counts simulated_cuda_count();
 }

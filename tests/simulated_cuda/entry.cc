@@ -171,6 +171,8 @@ CONTROL void simulated_cuda_limit(std::uint64_t device_bytes) {
   machine().memory.limit(device_bytes);
 }
 
+CONTROL void simulated_cuda_slow(int copy_ms) { machine().copy_ms = copy_ms; }
+
 CONTROL simulated_cuda_counts simulated_cuda_count() {
   Machine& all = machine();
   simulated_cuda_counts counts = {.calls = 0,

@@ -54,9 +54,9 @@ constexpr int kGpusMax = 8;
 struct Machine {
   Memory memory;
   std::mutex mutex;
-  int gpu_count = 2;          // Of this process.
-  int copy_ms = 0;            // How long a copy to the host takes at least.
-  int places[kGpusMax] = {};  // Which of the machine's each of them is.
+  int gpu_count = 2;             // Of this process.
+  std::atomic<int> copy_ms = 0;  // How long a copy to the host takes at least.
+  int places[kGpusMax] = {};     // Which of the machine's each of them is.
   bool is_started = false;
   CUctx_st contexts[kGpusMax];
   std::unique_ptr<CUstream_st> default_streams[kGpusMax];

@@ -29,6 +29,7 @@ class SaveRecord:
 
     Attributes:
         waited: what training lost: the call of save(), and the optimizer's wait at the fence.
+        fence_wait: the latter: the CPU's, and with tensors on GPUs that of their stream.
         captured: from the call until all bytes were in the daemon's memory.
         durable: from the call until they would survive a loss of power.
     """
@@ -142,8 +143,8 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain values: seconds, bytes, counts; records as dicts.
 
-        The members `waited`, `captured`, `durable_lag`, `bytes` and `interval` each have `median`
-        and `max`, or are None without a save that ended.
+        The members `waited`, `fence_wait`, `captured`, `durable_lag`, `bytes` and `interval` each
+        have `median` and `max`, or are None without a save that ended.
         """
         saved = [record for record in self.records if record.state == "durable"]
         begins = [record.began for record in self.records]
@@ -158,6 +159,7 @@ class Report:
             "lane": self.lane,
             "overhead": self.interval,
             "waited": _spread([record.waited for record in self.records]),
+            "fence_wait": _spread([record.fence_wait for record in self.records]),
             "captured": _spread([record.captured for record in saved]),
             "durable_lag": _spread([record.durable_lag for record in saved]),
             "bytes": _spread([record.bytes for record in saved]),
@@ -207,6 +209,7 @@ class Report:
         ]
         for name, title, told in (
             ("waited", "  per save", told_seconds),
+            ("fence_wait", "  of it at the fence", told_seconds),
             ("captured", "captured after", told_seconds),
             ("durable_lag", "then durable after", told_seconds),
             ("bytes", "size", told_bytes),

@@ -93,8 +93,8 @@ class Ticket:
         """Seconds, None for what has not happened yet.
 
         call: save() itself, of it busy_wait for a free slot and first_save_wait for the arena;
-        fence_wait: that training later waited for the capture; to_captured, to_durable: from the
-            call on.
+        fence_wait: that training later waited for the capture, its CPU and, known once it is
+            captured, the stream of a GPU; to_captured, to_durable: from the call on.
         """
         if self._session is None:
             return {"call": self._call_seconds}
