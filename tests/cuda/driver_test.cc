@@ -137,28 +137,5 @@ TEST_F(Cuda, a_broken_context_is_an_error_of_every_call) {
   EXPECT_FALSE(Driver::load());
 }
 
-using CudaDeathTest = Cuda;
-
-TEST_F(CudaDeathTest, the_simulated_driver_does_not_forgive_use_after_free) {
-  const auto stream = create_stream(context_);
-  ASSERT_TRUE(stream);
-  CUdeviceptr freed = 0;
-  {
-    const auto buffer = allocate(context_, 1000);
-    ASSERT_TRUE(buffer);
-    freed = buffer->get();
-  }
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_DEATH(
-      {
-        const auto fresh = create_stream(context_);
-        const Current current(*context_);
-        std::vector<char> target(10);
-        (void)context_->calls().cuMemcpyDtoHAsync(target.data(), freed, 10, fresh->get());
-        wait(*fresh);
-      },
-      "memory that is no allocation's, or was freed");
-}
-
 }  // namespace
 }  // namespace stillframe::cuda

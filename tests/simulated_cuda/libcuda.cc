@@ -109,6 +109,10 @@ ENTRY cuDevicePrimaryCtxRelease(CUdevice device) {
   return CUDA_SUCCESS;
 }
 
+ENTRY cuCtxCreate(CUcontext*, CUctxCreateParams*, unsigned int, CUdevice) {
+  sim::violate("a context is made beside the one that frameworks use");
+}
+
 ENTRY cuCtxPushCurrent(CUcontext context) {
   ENTER("cuCtxPushCurrent");
   {
