@@ -325,7 +325,7 @@ Status GpuCapture::start(const Job& job) {
     thread_ = *std::move(thread);
   }
   has_job_ = true;
-  is_hurried_ = false;
+  wait_ = job.is_lazy ? GpuWait::kNothing : GpuWait::kAll;
   is_cancelled_ = false;
   is_enqueued_ = false;
   changed_.notify_all();
@@ -335,7 +335,7 @@ Status GpuCapture::start(const Job& job) {
 Result<bool> GpuCapture::fence(Deadline deadline) {
   {
     std::unique_lock lock(mutex_);
-    is_hurried_ = true;
+    wait_ = std::max(wait_, job_.compares_all ? GpuWait::kAll : GpuWait::kPacking);
     changed_.notify_all();
     const bool is_in_time = changed_.wait_until(
         lock, deadline.time(), [this] { return is_enqueued_ || !has_job_ || is_cancelled_; });
@@ -354,6 +354,12 @@ Result<bool> GpuCapture::fence(Deadline deadline) {
     }
   }
   return true;
+}
+
+void GpuCapture::hurry() noexcept {
+  const std::lock_guard lock(mutex_);
+  wait_ = GpuWait::kAll;
+  changed_.notify_all();
 }
 
 std::chrono::nanoseconds GpuCapture::held_for() const noexcept {
@@ -396,25 +402,26 @@ Status GpuCapture::run_steps() {
   const std::size_t in_flight_max = kChunksInFlight * devices_.size();
   std::size_t next = 0;
   for (std::size_t done = 0; done < steps_.size();) {
-    bool is_hurried = false;
+    GpuWait wait = GpuWait::kNothing;
     {
       const std::lock_guard lock(mutex_);
       if (is_cancelled_) return Error(Code::kCancelled, "the capture was given up");
-      is_hurried = is_hurried_;
+      wait = wait_;
       if (next == steps_.size() && !is_enqueued_ && !job_.compares_all) {
         is_enqueued_ = true;
         changed_.notify_all();
       }
     }
     for (const auto& [ordinal, device] : devices_) {
-      auto advanced = device->advance(job_.slot, is_hurried);
+      auto advanced = device->advance(job_.slot, wait);
       if (!advanced) return advanced;
       auto watched = device->watch_hold();
       if (!watched) return watched;
     }
     const GpuDevice* const device = next < steps_.size() ? steps_[next].device : nullptr;
     if (device != nullptr && device->can_enqueue(steps_[next].chunk) &&
-        (is_hurried || next - done < in_flight_max || device->is_enqueued_at_once())) {
+        (wait != GpuWait::kNothing || next - done < in_flight_max ||
+         device->is_enqueued_at_once())) {
       auto enqueued = steps_[next].device->enqueue(steps_[next].chunk, job_.slot);
       if (!enqueued) return enqueued;
       ++next;
@@ -433,7 +440,7 @@ Status GpuCapture::run_steps() {
       continue;
     }
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, kPollPause, [&] { return is_cancelled_ || is_hurried_ != is_hurried; });
+    changed_.wait_for(lock, kPollPause, [&] { return is_cancelled_ || wait_ != wait; });
   }
   return ok();
 }

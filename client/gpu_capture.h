@@ -79,6 +79,8 @@ class GpuCapture {
   // enqueued at once for that; where all is compared, waits for that instead. False: `deadline`
   // passed first.
   Result<bool> fence(Deadline deadline);
+  // The trainer waits for all of the capture that runs, if one does. Any thread.
+  void hurry() noexcept;
   // How long the trainer's streams have waited at the fence, the longest of them. Once the engine
   // has all of the capture.
   std::chrono::nanoseconds held_for() const noexcept;
@@ -133,7 +135,7 @@ class GpuCapture {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool has_job_ = false;  // Until all of it has ended.
-  bool is_hurried_ = false;
+  GpuWait wait_ = GpuWait::kNothing;
   bool is_cancelled_ = false;
   bool is_enqueued_ = false;
   bool is_ending_ = false;

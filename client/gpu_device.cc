@@ -358,9 +358,16 @@ Status GpuDevice::enqueue(std::size_t index, const Slot& slot) {
   return drained;
 }
 
-Status GpuDevice::advance(const Slot& slot, bool is_hurried) {
-  if (lease_) return advance_lease(slot, is_hurried);
+Status GpuDevice::advance(const Slot& slot, GpuWait wait) {
+  if (lease_) return advance_lease(slot, wait);
   if (!ring_) return ok();
+  if (wait == GpuWait::kAll) {
+    auto hurried = ring_->hurry();
+    if (!hurried) return hurried;
+  }
+  // What is not enqueued waits for room in the ring, so that packing waits for what is drained.
+  const bool is_hurried = wait == GpuWait::kAll ||
+                          (wait == GpuWait::kPacking && enqueued_count_ < share_->chunks.size());
   while (ring_->asked_count() < enqueued_count_) {
     const std::size_t index = ring_->asked_count();
     auto packed = cuda::has_happened(*context_, done_[index]);
@@ -401,7 +408,7 @@ Status GpuDevice::drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes t
   return check("mark a chunk", calls().cuEventRecord(done, stream));
 }
 
-Status GpuDevice::advance_lease(const Slot& slot, bool is_hurried) {
+Status GpuDevice::advance_lease(const Slot& slot, GpuWait wait) {
   if (!lease_->is_started()) {
     auto brought = cuda::has_happened(*context_, brought_);
     if (!brought) return std::move(brought).error();
@@ -409,8 +416,8 @@ Status GpuDevice::advance_lease(const Slot& slot, bool is_hurried) {
     auto started = lease_->start(slot.arena_offset);
     if (!started) return started;
   }
-  if (is_hurried) {
-    auto hurried = lease_->hurry();
+  if (wait != GpuWait::kNothing) {
+    auto hurried = lease_->hurry(wait == GpuWait::kAll);
     if (!hurried) return hurried;
   }
   return lease_->advance();

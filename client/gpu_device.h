@@ -26,6 +26,10 @@ namespace stillframe::client {
 // The way of a GPU's tensors to the slot.
 enum class GpuLane : std::uint8_t { kPinned, kHbm, kIpc };
 
+// What the trainer waits for while a capture runs: until then nothing pauses for its sake. At the
+// fence that its tensors have been read, else that all has arrived.
+enum class GpuWait : std::uint8_t { kNothing, kPacking, kAll };
+
 // One GPU's half of a capture, enqueued on two streams of its own in the trainer's context: one
 // packs chunks into the two halves of a window in the GPU's memory, the other copies them from
 // there to the slot (lane pinned). With a ring of the GPU's worker they are packed into that, and
@@ -89,8 +93,8 @@ class GpuDevice {
   Status enqueue(std::size_t chunk, const Slot& slot);
   bool can_enqueue(std::size_t chunk) const noexcept { return !ring_ || ring_->is_free(chunk); }
   bool is_enqueued_at_once() const noexcept { return lease_ != nullptr; }
-  // Goes on with what the GPU has packed: is_done() needs it. `is_hurried`: the trainer waits.
-  Status advance(const Slot& slot, bool is_hurried);
+  // Goes on with what the GPU has packed: is_done() needs it.
+  Status advance(const Slot& slot, GpuWait wait);
   Result<bool> is_done(std::size_t chunk) const;
   // Of the chunk's extents, once it is done.
   std::span<const std::uint64_t> hashes(std::size_t chunk) const;
@@ -137,7 +141,7 @@ class GpuDevice {
   Status make_lease(const Layout& layout, const Setting& setting);
   Result<shm::Channel> open_worker(const Setting& setting) const;
   Bytes target_of(const GpuPlan::Chunk& chunk, Bytes slot) const;
-  Status advance_lease(const Slot& slot, bool is_hurried);
+  Status advance_lease(const Slot& slot, GpuWait wait);
   Status drain(const GpuPlan::Chunk& chunk, std::uint64_t half, Bytes target, CUevent done);
   const cuda::Calls& calls() const noexcept { return context_->calls(); }
   Status check(std::string_view doing, CUresult result) const {

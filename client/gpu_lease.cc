@@ -242,6 +242,7 @@ Status GpuLease::lend_all() {
 void GpuLease::begin() {
   is_started_ = false;
   is_hurried_ = false;
+  is_hurried_for_all_ = false;
   done_count_ = 0;
   fence_value_ = fence_->close();
 }
@@ -259,10 +260,13 @@ Status GpuLease::start(std::uint64_t arena_offset) {
   return sent;
 }
 
-Status GpuLease::hurry() {
-  if (is_hurried_ || is_idle()) return ok();
+Status GpuLease::hurry(bool is_for_all) {
+  if (is_idle() || (is_for_all ? is_hurried_for_all_ : is_hurried_)) return ok();
   is_hurried_ = true;
-  return send(shm::make_message(0, wire::HurryGpuT()));
+  is_hurried_for_all_ = is_for_all;
+  wire::HurryGpuT request;
+  request.is_for_all = is_for_all;
+  return send(shm::make_message(0, std::move(request)));
 }
 
 Status GpuLease::advance() {

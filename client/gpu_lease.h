@@ -49,8 +49,8 @@ class GpuLease {
   // All that it reads is in place: has the worker begin. The slot's place in the arena.
   Status start(std::uint64_t arena_offset);
   bool is_started() const noexcept { return is_started_; }
-  // The trainer waits: no pauses any more.
-  Status hurry();
+  // The trainer waits, until all is packed or, `is_for_all`, in the slot: no pauses until then.
+  Status hurry(bool is_for_all);
   // Takes in what the worker says. The Error also when it does not go on.
   Status advance();
   bool is_done(std::size_t chunk) const noexcept { return chunk < done_count_; }
@@ -91,6 +91,7 @@ class GpuLease {
   std::uint64_t request_ = 0;
   bool is_started_ = false;
   bool is_hurried_ = false;
+  bool is_hurried_for_all_ = false;
   bool is_gone_ = false;
   std::size_t done_count_ = 0;
   std::vector<std::vector<std::uint64_t>> hashes_;  // By chunk.

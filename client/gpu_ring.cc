@@ -62,8 +62,21 @@ Result<bool> GpuRing::drain(std::size_t chunk, std::uint64_t arena_offset, bool 
   request.is_hurried = is_hurried;
   auto sent = worker_.send(shm::make_message(first_request_ + chunk, std::move(request)));
   if (!sent) return gone(sent.error());
-  if (*sent) ++asked_count_;
+  if (*sent) {
+    ++asked_count_;
+    is_paused_for_ = !is_hurried;
+  }
   return *sent;
+}
+
+Status GpuRing::hurry() {
+  if (!is_paused_for_ || is_idle()) return ok();
+  wire::HurryGpuT request;
+  request.is_for_all = true;
+  auto sent = worker_.send(shm::make_message(0, std::move(request)));
+  if (!sent) return gone(sent.error());
+  is_paused_for_ = !*sent;
+  return ok();
 }
 
 bool GpuRing::is_gone() {

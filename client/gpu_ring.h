@@ -46,6 +46,8 @@ class GpuRing {
   // The chunk is packed: has it copied to the arena. In the order of the chunks. False: the worker
   // has enough to read; try again.
   Result<bool> drain(std::size_t chunk, std::uint64_t arena_offset, bool is_hurried);
+  // The trainer waits for all of it: no pauses for what was asked before.
+  Status hurry();
   // Takes in what the worker says.
   Status advance();
   std::size_t asked_count() const noexcept { return asked_count_; }
@@ -69,6 +71,7 @@ class GpuRing {
   std::uint64_t first_request_ = 1;  // Of this capture.
   std::size_t asked_count_ = 0;
   std::size_t drained_count_ = 0;
+  bool is_paused_for_ = false;  // By any of the drains.
   bool is_gone_ = false;
 };
 

@@ -124,6 +124,7 @@ Result<Waited> Session::wait_capture(std::uint64_t ticket, std::uint32_t timeout
   const auto note_time = [&] {
     if (helps) tickets_.add_fence_wait_ns(ticket, clock_.monotonic_ns() - begin_ns);
   };
+  if (helps) gpus_.hurry();
   for (;;) {
     if (const auto current = connection()) current->take_in();
     if (const auto now = tickets_.find(ticket); now && now->failure) {

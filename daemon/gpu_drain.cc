@@ -41,6 +41,12 @@ bool GpuDrain::is_within_slot(std::uint64_t arena_offset, std::uint64_t bytes) c
   return arena_offset < all && bytes <= slot_bytes_ - arena_offset % slot_bytes_;
 }
 
+void GpuDrain::add(const Copy& copy) {
+  // Who waits for this one waits for those before it.
+  if (copy.is_hurried) hurry();
+  copies_.push_back(copy);
+}
+
 void GpuDrain::hurry() noexcept {
   for (Copy& copy : copies_) copy.is_hurried = true;
 }

@@ -32,7 +32,7 @@ class GpuDrain {
   // Whether these bytes lie within one slot.
   bool is_within_slot(std::uint64_t arena_offset, std::uint64_t bytes) const noexcept;
   std::uint64_t slot_bytes() const noexcept { return slot_bytes_; }
-  void add(const Copy& copy) { copies_.push_back(copy); }
+  void add(const Copy& copy);
   // Goes on; the ids of copies that have ended. The Error: the GPU's, with which no more can be
   // done.
   Result<std::vector<std::uint64_t>> advance();

@@ -187,9 +187,10 @@ Status GpuPacker::launch(std::size_t index) {
                context_->calls().cuEventRecord(packed_[index].get(), stream_.get()));
 }
 
-Status GpuPacker::advance(GpuDrain& drain, bool is_hurried) {
-  while (is_capturing_ && !is_given_up_ && launched_count_ < jobs_.size() &&
-         places_[launched_count_].waits_for <= drained_count_) {
+Status GpuPacker::advance(GpuDrain& drain, Wait wait) {
+  while (has_to_pack() && !is_given_up_ && places_[launched_count_].waits_for <= drained_count_) {
+    // The training's turn in between, for as long as it does not wait for this.
+    if (wait == Wait::kNothing && is_packing()) break;
     auto launched = launch(launched_count_);
     if (!launched) return launched;
     ++launched_count_;
@@ -213,7 +214,7 @@ Status GpuPacker::advance(GpuDrain& drain, bool is_hurried) {
                .arena_offset = arena_offset_ + plan_.parts[chunk.part].slot_offset +
                                std::uint64_t{chunk.first_extent} * kExtentBytes,
                .bytes = shm::chunk_bytes(plan_, chunk),
-               .is_hurried = is_hurried});
+               .is_hurried = wait == Wait::kAll || (wait == Wait::kPacking && has_to_pack())});
   }
   return ok();
 }

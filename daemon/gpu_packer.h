@@ -43,11 +43,15 @@ class GpuPacker {
 
   // With all leases and no capture under way.
   Status begin(std::uint64_t arena_offset, std::uint32_t fence_value);
+  // What the client waits for: nothing pauses until then.
+  enum class Wait : std::uint8_t { kNothing, kPacking, kAll };
   // Goes on; copies are numbered by their chunk.
-  Status advance(GpuDrain& drain, bool is_hurried);
+  Status advance(GpuDrain& drain, Wait wait);
   // A copy has ended; the hashes of its extents.
   std::span<const std::uint64_t> take(std::uint64_t chunk);
   bool is_capturing() const noexcept { return is_capturing_; }
+  // Whether more is to be packed, for which the ring must have room.
+  bool has_to_pack() const noexcept { return is_capturing_ && launched_count_ < jobs_.size(); }
   // Whether a kernel may be at work.
   bool is_packing() const noexcept { return packed_count_ < launched_count_; }
   // Nothing more is launched.

@@ -59,10 +59,7 @@ Result<bool> GpuWorkerClient::handle(shm::Packet packet) {
     case wire::Body::PlanGpu: return set_plan(id, *body.AsPlanGpu(), std::move(packet.fds));
     case wire::Body::LeaseGpu: return lease(*body.AsLeaseGpu(), packet.fds);
     case wire::Body::CaptureGpu: return capture(id, *body.AsCaptureGpu());
-    case wire::Body::HurryGpu:
-      is_hurried_ = true;
-      drain_->hurry();
-      return true;
+    case wire::Body::HurryGpu: hurry(*body.AsHurryGpu()); return true;
     default: return false;
   }
 }
@@ -184,7 +181,7 @@ Result<bool> GpuWorkerClient::capture(std::uint64_t id, const wire::CaptureGpuT&
     return false;
   }
   capture_id_ = id;
-  is_hurried_ = false;
+  wait_ = GpuPacker::Wait::kNothing;
   auto begun = packer_->begin(request.arena_offset, request.fence_value);
   if (!begun) return std::move(begun).error();
   return true;
@@ -192,9 +189,14 @@ Result<bool> GpuWorkerClient::capture(std::uint64_t id, const wire::CaptureGpuT&
 
 // --- Both ----------------------------------------------------------------------------------------
 
+void GpuWorkerClient::hurry(const wire::HurryGpuT& request) {
+  wait_ = std::max(wait_, request.is_for_all ? GpuPacker::Wait::kAll : GpuPacker::Wait::kPacking);
+  if (request.is_for_all || (packer_ && packer_->has_to_pack())) drain_->hurry();
+}
+
 Result<bool> GpuWorkerClient::advance() {
   if (packer_) {
-    auto advanced = packer_->advance(*drain_, is_hurried_);
+    auto advanced = packer_->advance(*drain_, wait_);
     if (!advanced) return std::move(advanced).error();
   }
   auto ended = drain_->advance();

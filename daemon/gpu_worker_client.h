@@ -51,6 +51,7 @@ class GpuWorkerClient {
   bool lease(const shm::wire::LeaseGpuT& request, const std::vector<UniqueFd>& fds);
   Status lease_all(const shm::wire::LeaseGpuT& request, const std::vector<UniqueFd>& fds);
   Result<bool> capture(std::uint64_t id, const shm::wire::CaptureGpuT& request);
+  void hurry(const shm::wire::HurryGpuT& request);
   bool answer(std::uint64_t id, Status status);
   bool send(const shm::wire::MessageT& message, std::span<const int> fds = {});
 
@@ -60,8 +61,8 @@ class GpuWorkerClient {
   std::unique_ptr<GpuPacker> packer_;
   std::optional<Error> lease_error_;  // Told when the capture is asked for.
   std::uint64_t capture_id_ = 0;
-  bool is_hurried_ = false;
-  std::unique_ptr<GpuDrain> drain_;  // After what it reads, so that it ends first.
+  GpuPacker::Wait wait_ = GpuPacker::Wait::kNothing;  // Of the capture.
+  std::unique_ptr<GpuDrain> drain_;                   // After what it reads, so that it ends first.
 };
 
 }  // namespace stillframe::daemon

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
@@ -187,6 +188,41 @@ TEST_F(SlowDriver, that_drains_late_gets_each_place_as_it_was_packed) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
+class PacedWorker : public FailingWorker {};
+
+// It leaves the copy engine to others for most of the time, but not when the training stands still.
+TEST_P(PacedWorker, does_not_pause_while_the_trainer_waits) {
+  start_daemon({{"STILLFRAME_GPU_DRAIN_SHARE", "0.02"}, {"STILLFRAME_SIMULATED_COPY_MS", "20"}});
+  // Three extents, each a chunk of its own: after each of the first two it pauses for a second.
+  constexpr std::chrono::milliseconds kPauses{1'900};
+  auto& trainer = train({{.place = Place::kGpu0, .bytes = 2'500'000, .is_lazy = true}},
+                        {.name = GetParam(), .ring_bytes = 2U << 20U});
+  trainer.fill(0);
+  ASSERT_EQ(trainer.save_durable(0), SF_OK) << trainer.error().message;  // Brings the worker up.
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point before_eager = Clock::now();
+  ASSERT_EQ(trainer.save_durable(0), SF_OK) << trainer.error().message;
+  EXPECT_LT(Clock::now() - before_eager, kPauses);
+  for (const int helps : {0, 1}) {
+    std::uint64_t ticket = 0;
+    const Clock::time_point begin = Clock::now();
+    ASSERT_EQ(trainer.begin_save(0, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+    ASSERT_EQ(sf_capture_wait(trainer.session(), ticket, 10'000, helps, nullptr), SF_OK);
+    if (helps != 0) {
+      EXPECT_LT(Clock::now() - begin, kPauses);
+    } else {
+      EXPECT_GE(Clock::now() - begin, kPauses);
+    }
+    ASSERT_EQ(sf_capture_publish(trainer.session(), ticket, nullptr), SF_OK);
+    ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+  }
+  EXPECT_NE(trainer.describe().find(std::string("\"lane\": \"") + GetParam()), std::string::npos)
+      << trainer.describe();
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
+INSTANTIATE_TEST_SUITE_P(Hbm, PacedWorker, ::testing::Values("hbm"));
+INSTANTIATE_TEST_SUITE_P(Ipc, PacedWorker, ::testing::Values("ipc"));
 INSTANTIATE_TEST_SUITE_P(Hbm, FailingWorker, ::testing::Values("hbm"));
 INSTANTIATE_TEST_SUITE_P(Ipc, FailingWorker, ::testing::Values("ipc"));
 

@@ -484,9 +484,11 @@ class GpuWorker : public GpuLane, public ::testing::WithParamInterface<const cha
 TEST_P(GpuWorker, that_dies_between_saves_is_replaced_before_the_next) {
   auto& trainer = train(tensors_of_a_gpu(), {.name = GetParam()});
   const pid_t first = start_worker(trainer, 1);
+  const auto begin = std::chrono::steady_clock::now();
   (void)::kill(first, SIGKILL);
   await_end_of(first);
   EXPECT_NE(start_worker(trainer, 2), first);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(kIsSanitized ? 10 : 2));
   EXPECT_NE(trainer.describe().find(std::string("\"lane\": \"") + GetParam()), std::string::npos)
       << trainer.describe();
   EXPECT_EQ(trainer.close(), SF_OK);

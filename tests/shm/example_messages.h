@@ -197,7 +197,11 @@ inline wire::MessageT example_message(wire::Body kind) {
       body.hashes = {0x0123456789abcdef, 1};
       return make_message(kRequest, std::move(body));
     }
-    case wire::Body::HurryGpu: return make_message(kRequest, wire::HurryGpuT());
+    case wire::Body::HurryGpu: {
+      wire::HurryGpuT hurry;
+      hurry.is_for_all = true;
+      return make_message(kRequest, std::move(hurry));
+    }
     case wire::Body::EndCapture: {
       wire::EndCaptureT body;
       body.ticket = 6;
