@@ -28,20 +28,28 @@ Result<GpuQueue> GpuQueue::create(const std::shared_ptr<const cuda::Context>& co
 }
 
 Status GpuQueue::wait() const {
+  auto marked = mark(event_);
+  return marked ? wait_for(event_) : marked;
+}
+
+Status GpuQueue::mark(const cuda::Event& event) const {
   const cuda::Current current(*context_);
-  const cuda::Calls& calls = context_->calls();
+  return context_->driver().check("mark a stream",
+                                  context_->calls().cuEventRecord(event.get(), stream_.get()));
+}
+
+Status GpuQueue::wait_for(const cuda::Event& event) const {
   const auto begin = std::chrono::steady_clock::now();
-  CUresult result = calls.cuEventRecord(event_.get(), stream_.get());
-  while (result == CUDA_SUCCESS || result == CUDA_ERROR_NOT_READY) {
-    result = calls.cuEventQuery(event_.get());
-    if (result == CUDA_SUCCESS) return ok();
+  for (;;) {
+    auto happened = cuda::has_happened(*context_, event);
+    if (!happened) return std::move(happened).error();
+    if (*happened) return ok();
     if (std::chrono::steady_clock::now() - begin > kPatience) {
       return Error(Code::kUnavailable,
                    concat("GPU ", context_->ordinal(), " did not end its copies within 10 s"));
     }
     std::this_thread::sleep_for(kPollPause);
   }
-  return context_->driver().check("wait for a GPU", result);
 }
 
 }  // namespace stillframe::client

@@ -17,6 +17,9 @@ class GpuQueue {
   // Until all that was enqueued has ended. kUnavailable: the GPU does not say so within 10 s, or
   // never will; what was enqueued may still use its memory.
   Status wait() const;
+  // The same in two steps, for what was enqueued before the first of them.
+  Status mark(const cuda::Event& event) const;
+  Status wait_for(const cuda::Event& event) const;
 
  private:
   GpuQueue(std::shared_ptr<const cuda::Context> context, cuda::Stream stream, cuda::Event event);

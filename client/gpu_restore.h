@@ -42,36 +42,48 @@ class GpuTargets {
   };
 
   void prepare_unpacking(const std::vector<catalog::OpenPart>& parts);
+  // The first target of a part that ends behind `offset`; they do not overlap.
+  std::vector<Target>::const_iterator first_behind(std::size_t part, std::uint64_t offset) const;
 
   std::vector<std::vector<Target>> by_part_;  // Sorted by image_offset.
   std::map<int, Gpu> gpus_;
 };
 
-// Fills them, for one thread.
+// Fills them, for one thread. Bytes go through page-locked memory of its own, one extent while the
+// extent before is on its way: a driver copies other memory at a fraction of the bus's rate.
 class GpuFiller {
  public:
   // `targets` may be null: then there is nothing to fill, ever.
   static Result<GpuFiller> create(const GpuTargets* targets);
   // Has GPUs copy what targets want of the bytes of a part from `offset` on, whole extents. `bytes`
-  // must stay as they are until wait() has returned, also where one of the two failed.
+  // are not needed any more when it has returned, unless the GPU does not answer.
   Status fill(std::size_t part, std::uint64_t offset, ConstBytes bytes);
-  // Until all of it has arrived. After an error they may still be read, for as long as the GPU does
-  // not answer.
+  // Until all of it has arrived; also after an error, for what was begun before.
   Status wait();
 
  private:
+  static constexpr std::size_t kHalfCount = 2;
   struct Device {
     std::shared_ptr<GpuUnpack> unpack;
     cuda::DeviceBuffer extent;  // Where one arrives that is unpacked.
-    GpuQueue queue;             // After what it uses, so that it ends first.
-    bool is_used = false;       // Since the last wait().
+    cuda::Event copied[kHalfCount];
+    GpuQueue queue;         // After what it uses, so that it ends first.
+    bool is_used = false;   // Since the last wait().
+    bool is_given = false;  // Something of the extent that is being given out.
+    bool is_copying[kHalfCount] = {};
   };
 
+  bool is_wanted(std::size_t part, std::uint64_t offset, std::uint64_t bytes) const;
+  Result<ConstBytes> stage(ConstBytes extent);
+  Status give_out(std::size_t part, std::uint64_t offset, ConstBytes extent);
+  Status release();
   Status unpack(std::size_t part, std::uint64_t extent, ConstBytes bytes);
   Status copy(std::size_t part, std::uint64_t offset, ConstBytes bytes);
 
   const GpuTargets* targets_ = nullptr;
-  std::map<int, Device> devices_;
+  cuda::HostBuffer staging_;  // Where it cannot be had, an extent is waited for before the next.
+  std::size_t half_ = 0;      // In use now.
+  std::map<int, Device> devices_;  // After what they use.
 };
 
 }  // namespace stillframe::client

@@ -103,6 +103,12 @@ class BlockExchange {
     is_finished_ = true;
     changed_.notify_all();
   }
+  // Emptier: how what it had in hand at the end went.
+  void end(Status status) {
+    const std::lock_guard lock(mutex_);
+    if (!status && !failure_) failure_ = std::move(status).error();
+    changed_.notify_all();
+  }
   bool has_failed() {
     const std::lock_guard lock(mutex_);
     return failure_.has_value();
@@ -309,7 +315,6 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan, const G
         lent->bytes.subspan(session->layout()->parts[extent.part].slot_offset + offset, bytes);
     auto checked =
         restore_extents(part, plan.targets_by_part[extent.part], session->kernel(), offset, held);
-    // One is checked while others are on their way to a GPU: the slot is ours until the end.
     return checked ? filler.fill(extent.part, offset, held) : checked;
   };
   const auto work = [&] {
@@ -322,7 +327,6 @@ Result<bool> CheckpointReader::read_from_memory(const RestorePlan& plan, const G
           or_out_of_memory([&] { return restore_extent(*filler, extents[taken]); });
       if (!restored) is_damaged.store(true, std::memory_order_relaxed);
     }
-    // What a GPU still reads must be over before the slot is given back.
     if (filler && !or_out_of_memory([&] { return filler->wait(); })) {
       is_damaged.store(true, std::memory_order_relaxed);
     }
@@ -379,13 +383,10 @@ Status CheckpointReader::read_from_disk(const RestorePlan& plan, const GpuTarget
         auto checked =
             restore_extents(checkpoint_->parts()[block->part], plan.targets_by_part[block->part],
                             copy_kernel, block->offset, block->bytes);
-        if (!checked) return checked;
-        auto filled = filler->fill(block->part, block->offset, block->bytes);
-        // Also after an error: what was enqueued before it reads the block.
-        auto waited = filler->wait();
-        return filled ? waited : filled;
+        return checked ? filler->fill(block->part, block->offset, block->bytes) : checked;
       }));
     }
+    if (filler) exchange.end(or_out_of_memory([&] { return filler->wait(); }));
   };
   Result<std::thread> helper = std::thread();
   if (plan.bytes >= kHelpBytesMin && usable_cpu_count() >= kEmptierCpusMin) {

@@ -70,6 +70,9 @@ class GpuLane : public ::testing::Test {
   static void save_beside_training(GpuTrainer& trainer, std::int64_t step) {
     std::uint64_t ticket = 0;
     ASSERT_EQ(trainer.begin_save(step, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+    end_beside_training(trainer, step, ticket);
+  }
+  static void end_beside_training(GpuTrainer& trainer, std::int64_t step, std::uint64_t ticket) {
     // The forward pass changes buffers at once, the optimizer the rest behind the fence.
     trainer.fill(step + 1, Which::kEarly);
     ASSERT_EQ(trainer.fence(ticket), SF_OK) << trainer.error().message;

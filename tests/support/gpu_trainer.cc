@@ -1,6 +1,7 @@
 #include "tests/support/gpu_trainer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <span>
 #include <thread>
@@ -282,6 +283,26 @@ void GpuTrainer::delay() {
       copy_within(gpu, scratch_[gpu].get(), scratch_[gpu].get() + kHalf, kHalf);
     }
   }
+}
+
+void GpuTrainer::stop() {
+  const std::shared_ptr<const cuda::Context>& context = contexts_[0];
+  if (!stop_word_) {
+    auto word = cuda::allocate_host(context, sizeof(std::uint32_t));
+    check(word.has_value(), "there is page-locked memory");
+    stop_word_ = *std::move(word);
+    *static_cast<std::uint32_t*>(stop_word_.get()) = 0;
+  }
+  const auto address = cuda::device_address(*context, stop_word_.get());
+  check(address.has_value(), "a GPU finds page-locked memory");
+  const cuda::Current current(*context);
+  check(context->calls().cuStreamWaitValue32(streams_[0].get(), *address, ++stop_count_,
+                                             CU_STREAM_WAIT_VALUE_GEQ) == CUDA_SUCCESS,
+        "a stream waits for memory");
+}
+
+void GpuTrainer::go_on() {
+  std::atomic_ref(*static_cast<std::uint32_t*>(stop_word_.get())).store(stop_count_);
 }
 
 void GpuTrainer::spoil() {

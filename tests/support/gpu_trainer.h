@@ -49,6 +49,9 @@ class GpuTrainer {
   void fill(std::int64_t step, Which which = Which::kAll);
   // Puts the streams some 10 ms behind.
   void delay();
+  // Stops the first GPU's stream, until go_on().
+  void stop();
+  void go_on();
   // Writes other bytes to the lazy tensors of GPUs, as soon as the streams get there.
   void spoil();
   void wait_gpus();
@@ -120,6 +123,8 @@ class GpuTrainer {
   std::deque<StagingBlock> staging_;  // What fill() copies from.
   std::size_t staging_block_ = 0;
   std::uint64_t staged_bytes_ = 0;  // Of that block.
+  cuda::HostBuffer stop_word_;
+  std::uint32_t stop_count_ = 0;
   cuda::DeviceBuffer scratch_[2];
   std::uint64_t delay_copies_[2] = {};
   sf_session* session_ = nullptr;
