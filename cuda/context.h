@@ -37,12 +37,19 @@ class Context {
 
 // While it lives, a context is this thread's current one; afterwards the former is again. Where the
 // driver refuses, the calls made meanwhile fail with its reason.
+//
+// The calls are also none of the business of a CUDA graph that another thread records: in the mode
+// that threads have by default, as little as asking for an event would end that recording with an
+// error there (pytorch/pytorch#105182).
 class Current {
  public:
   explicit Current(const Context& context) noexcept
       : context_(context),
-        is_pushed_(context.calls().cuCtxPushCurrent(context.get()) == CUDA_SUCCESS) {}
+        is_pushed_(context.calls().cuCtxPushCurrent(context.get()) == CUDA_SUCCESS) {
+    (void)context.calls().cuThreadExchangeStreamCaptureMode(&recording_);
+  }
   ~Current() {
+    (void)context_.calls().cuThreadExchangeStreamCaptureMode(&recording_);
     CUcontext popped = nullptr;
     if (is_pushed_) (void)context_.calls().cuCtxPopCurrent(&popped);
   }
@@ -52,6 +59,7 @@ class Current {
  private:
   const Context& context_;
   bool is_pushed_;
+  CUstreamCaptureMode recording_ = CU_STREAM_CAPTURE_MODE_RELAXED;  // Afterwards the former.
 };
 
 // Sole owner of what the driver made in a context, ended by `kEnd` of Calls; an empty owner is a

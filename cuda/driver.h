@@ -30,7 +30,7 @@ namespace stillframe::cuda {
   CALL(cuMemUnmap) CALL(cuMemSetAccess) CALL(cuMemAddressReserve) CALL(cuMemAddressFree) \
   CALL(cuMemExportToShareableHandle) CALL(cuMemImportFromShareableHandle) \
   CALL(cuMemRetainAllocationHandle) CALL(cuIpcGetMemHandle) CALL(cuIpcOpenMemHandle) \
-  CALL(cuIpcCloseMemHandle) CALL(cuStreamWaitValue32)
+  CALL(cuIpcCloseMemHandle) CALL(cuStreamWaitValue32) CALL(cuThreadExchangeStreamCaptureMode)
 // clang-format on
 
 struct Calls {

@@ -147,6 +147,23 @@ TEST_F(GpuCapture, tells_how_long_the_trainers_stream_waited_at_the_fence) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
+// As torch.cuda.graph() does on the training's thread, while ours are at work.
+TEST_F(GpuCapture, does_not_disturb_a_thread_that_records_a_graph) {
+  auto& trainer = train(GpuTrainer::mixed_tensors(), {.name = "pinned", .window_bytes = 2U << 20U});
+  trainer.fill(1);
+  ASSERT_EQ(trainer.save_durable(1), SF_OK) << trainer.error().message;
+  trainer.fill(2);
+  std::uint64_t ticket = 0;
+  ASSERT_EQ(trainer.begin_save(2, SF_CAPTURE_LAZY, &ticket), SF_OK) << trainer.error().message;
+  simulated_cuda_record(true);
+  EXPECT_EQ(sf_capture_wait(trainer.session(), ticket, 10'000, 0, nullptr), SF_OK);
+  ASSERT_EQ(trainer.publish(ticket), SF_OK) << trainer.error().message;
+  ASSERT_EQ(trainer.wait_durable(ticket), SF_OK) << trainer.error().message;
+  simulated_cuda_record(false);
+  EXPECT_EQ(trainer.judge_newest(2), "");
+  EXPECT_EQ(trainer.close(), SF_OK);
+}
+
 TEST_F(GpuCapture, of_memory_that_was_freed_is_refused_with_the_tensors_name) {
   auto& trainer = train(GpuTrainer::mixed_tensors());
   trainer.fill(1);

@@ -13,6 +13,7 @@ from torch import nn
 
 import stillframe.torch as stillframe
 import training
+from stillframe._core import fence
 from stillframe._core.session import Session
 
 BIG = 2048  # A layer of 16 MiB: its capture takes a while.
@@ -64,6 +65,24 @@ def test_a_copy_of_the_optimizer_has_no_hook_so_its_saves_are_eager(tmp_path: Pa
         run.optimizer = copy.deepcopy(run.optimizer)
         run.step()
         assert checkpointer.save(1).capture.startswith("eager")
+
+
+def test_a_step_that_is_recorded_into_a_cuda_graph_is_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Simulates what torch says on a GPU, where a wait would become part of the graph.
+    is_recording = False
+    monkeypatch.setattr(fence, "is_recording", lambda: is_recording)
+    run = training.make()
+    with run.checkpointer(tmp_path / "run") as checkpointer:
+        run.step()
+        assert checkpointer.save(0).capture.startswith("lazy")
+        is_recording = True
+        run.step()
+        with pytest.raises(stillframe.InvalidArgument, match="before a replay"):
+            checkpointer.fence()
+        is_recording = False
+        assert checkpointer.save(1).capture.startswith("eager: the hook of step() has not run")
 
 
 @pytest.mark.parametrize(

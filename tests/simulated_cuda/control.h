@@ -37,5 +37,8 @@ void simulated_cuda_heal();
 void simulated_cuda_limit(std::uint64_t device_bytes);
 // Every copy to the host takes that long at least, from now on.
 void simulated_cuda_slow(int copy_ms);
+// Whether a thread records a CUDA graph, in the mode that is the default: what others then call in
+// their own default mode ends it with an error, here the process.
+void simulated_cuda_record(bool is_recording);
 simulated_cuda_counts simulated_cuda_count();
 }

@@ -96,11 +96,17 @@ void inject() {
 }
 
 thread_local std::vector<CUcontext> pushed;
+thread_local CUstreamCaptureMode recording_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
 CUresult enter(const char* call) {
   Machine& all = machine();
   const std::lock_guard lock(all.mutex);
   ++all.calls;
+  if (all.is_recording && recording_mode == CU_STREAM_CAPTURE_MODE_GLOBAL &&
+      std::strcmp(call, "cuCtxPushCurrent") != 0 &&
+      std::strcmp(call, "cuPointerGetAttributes") != 0) {
+    violate(std::string(call) + " ends the recording of a graph by another thread");
+  }
   if (all.broken != 0) return static_cast<CUresult>(all.broken);
   if (all.fail_in != 0 && (all.fail_call.empty() || all.fail_call == call) && --all.fail_in == 0) {
     if (all.fail_is_sticky) all.broken = all.fail_result;
@@ -172,6 +178,12 @@ CONTROL void simulated_cuda_limit(std::uint64_t device_bytes) {
 }
 
 CONTROL void simulated_cuda_slow(int copy_ms) { machine().copy_ms = copy_ms; }
+
+CONTROL void simulated_cuda_record(bool is_recording) {
+  Machine& all = machine();
+  const std::lock_guard lock(all.mutex);
+  all.is_recording = is_recording;
+}
 
 CONTROL simulated_cuda_counts simulated_cuda_count() {
   Machine& all = machine();

@@ -64,6 +64,7 @@ struct Machine {
   std::vector<std::weak_ptr<Stream>> streams;  // Of all GPUs.
   std::atomic<std::uint64_t> seed = 1;
   std::atomic<std::uint64_t> launches = 0;
+  bool is_recording = false;  // A thread, a graph.
   // Which call is to fail.
   std::uint64_t calls = 0;
   std::string fail_call;
@@ -80,8 +81,9 @@ void break_process();
 // Loads what CUDA_INJECTION64_PATH names and calls its InitializeInjection(), as a driver does.
 void inject();
 
-// The contexts that a thread has pushed.
+// The contexts that a thread has pushed, and what it may do beside one that records a graph.
 extern thread_local std::vector<CUcontext> pushed;
+extern thread_local CUstreamCaptureMode recording_mode;
 
 // What a call gives before it does anything; CUDA_SUCCESS: it may go on.
 CUresult enter(const char* call);

@@ -131,6 +131,12 @@ ENTRY cuCtxPopCurrent(CUcontext* context) {
   return CUDA_SUCCESS;
 }
 
+ENTRY cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+  // Not to fail on demand, as above.
+  std::swap(*mode, sim::recording_mode);
+  return CUDA_SUCCESS;
+}
+
 ENTRY cuCtxSynchronize() {
   ENTER_WITH_CONTEXT("cuCtxSynchronize");
   std::vector<std::weak_ptr<sim::Stream>> streams;

@@ -192,7 +192,7 @@ class StepHooks:
     """
 
     def __init__(self, optimizers: Sequence[Any], before: Callable[[], None]) -> None:
-        """Call `before` ahead of each optimizer's step, outside of torch.compile."""
+        """Call `before` ahead of each step, outside of torch.compile and CUDA graphs."""
         self._fired: set[int] = set()
         self._count = len(optimizers)
         self._handles = []
@@ -217,6 +217,14 @@ class StepHooks:
         self._handles.clear()
 
 
+def is_recording() -> bool:
+    """Whether torch's current stream records a CUDA graph, and does nothing of it yet."""
+    import torch
+
+    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return bool(is_used and torch.cuda.is_current_stream_capturing())
+
+
 def weakly(method: Callable[[], None]) -> Callable[[], None]:
     """Call a bound method while its object lives: an optimizer must not keep it alive."""
     reference = weakref.WeakMethod(method)
@@ -235,8 +243,9 @@ def _pre_hook(
     from torch.compiler import is_compiling
 
     def wait_at_fence(optimizer: Any, args: Any, kwargs: Any) -> None:
-        # Within torch.compile this does nothing, and leaves `fired` alone: saves are then eager.
-        if is_compiling():
+        # Within torch.compile this does nothing, and leaves `fired` alone: saves are then eager. So
+        # where a CUDA graph is recorded: nothing is written yet, and a wait would end up in it.
+        if is_compiling() or is_recording():
             return
         fired.add(index)
         before()

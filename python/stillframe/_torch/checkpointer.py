@@ -21,7 +21,7 @@ from stillframe._core.session import list_run
 from stillframe._core.ticket import Ticket
 from stillframe._core.warn import log, warn
 from stillframe._torch.boundary import Boundary
-from stillframe._torch.collect import Collector, choose_capture
+from stillframe._torch.collect import Collector, check_not_recorded, choose_capture
 from stillframe._torch.members import Stateful, collect_members
 from stillframe._torch.options import attach_options, saver_options
 from stillframe._torch.policy import Policy
@@ -411,8 +411,12 @@ class Checkpointer:
         Helps to copy. A snapshot that makes no progress for 50 ms is given up; training is not. Of
         GPUs nothing is waited for: what is enqueued from now on to the streams that were current
         when it was saved, such as the replay of a CUDA graph, is held there until it may write.
+
+        Raises:
+            InvalidArgument: a CUDA graph is being recorded.
         """
         self._saver.check_usable()
+        check_not_recorded("fence() cannot be part of a CUDA graph; call it before a replay")
         self._saver.open_fence()
 
     def _before_step(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillframe._core import fence
 from stillframe._core.fence import StepHooks
 from stillframe._core.layout import PartSpec
 from stillframe._core.saver import Content, Lazy
@@ -113,6 +114,12 @@ class Collector:
         return parts, self._sources
 
 
+def check_not_recorded(reason: str) -> None:
+    """Raise InvalidArgument(`reason`) where the current stream records a CUDA graph."""
+    if fence.is_recording():
+        raise InvalidArgument(reason)
+
+
 def current_stream(device: int) -> int:
     """The CUstream that torch uses on a GPU now.
 
@@ -120,8 +127,7 @@ def current_stream(device: int) -> int:
         InvalidArgument: what is enqueued there is recorded into a CUDA graph, not done.
     """
     with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
-            raise InvalidArgument("a save cannot be part of a CUDA graph; save between its replays")
+        check_not_recorded("a save cannot be part of a CUDA graph; save between its replays")
     return int(torch.cuda.current_stream(device).cuda_stream)
 
 
