@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import subprocess
 import sys
@@ -97,6 +98,25 @@ def test_without_a_daemon_left_the_disk_gives_the_same(tmp_path: Path) -> None:
     assert restored is not None
     assert restored.source == "disk"
     assert other.digest() == run.digest()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_resume_leaves_the_garbage_collector_as_it_was(tmp_path: Path, collects: bool) -> None:
+    save_once(tmp_path / "run", model=nn.Linear(3, 2))
+    was_enabled = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with stillframe.Checkpointer(tmp_path / "run", model=nn.Linear(3, 2)) as checkpointer:
+            checkpointer.resume()
+            assert gc.isenabled() == collects
+        with (
+            stillframe.Checkpointer(tmp_path / "run", model=nn.Linear(5, 2)) as checkpointer,
+            pytest.raises(stillframe.InvalidArgument),
+        ):
+            checkpointer.resume()
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
 
 
 def test_a_first_resume_touches_nothing(tmp_path: Path) -> None:

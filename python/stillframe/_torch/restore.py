@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillframe._core.best import Criterion, best_first, criterion_named, stored_criteria
+from stillframe._core.garbage import no_collections
 from stillframe._core.layout import PartSpec
 from stillframe._core.restore_read import ReadStats, read_places
 from stillframe._core.saved import SavedCheckpoint
@@ -104,7 +105,10 @@ class Restorer:
             try:
                 if damage is not None:
                     raise DataLoss(damage)
-                with SavedCheckpoint(self._directory, selector, self._session) as saved:
+                with (
+                    no_collections(),
+                    SavedCheckpoint(self._directory, selector, self._session) as saved,
+                ):
                     if damages:
                         step = saved.manifest["step"]
                         warn(f"{'; '.join(damages)}; restoring step {step} instead")
