@@ -12,6 +12,7 @@
 
 #include "base/text.h"
 #include "cuda/devices.h"
+#include "cuda/shared_buffer.h"
 #include "daemon/gpu_worker_client.h"
 
 namespace stillframe::daemon {
@@ -38,16 +39,23 @@ class GpuWorker {
     std::unique_ptr<GpuWorkerClient> client;
     bool is_gone = false;
   };
+  // Is told why when it asks for something.
+  struct Refused {
+    shm::Channel channel;
+    Error error;
+  };
 
   void wait();
   Result<bool> read_daemon();
   Status add_client(const wire::ServeClientT& request, std::vector<UniqueFd> fds);
   Status serve_clients();
+  void answer_refused();
 
   std::shared_ptr<const cuda::Context> context_;
   shm::Channel daemon_;
   double drain_share_;
   std::list<Served> clients_;
+  std::list<Refused> refused_;
   std::uint64_t served_count_ = 0;
 };
 
@@ -80,6 +88,9 @@ void GpuWorker::wait() {
       sockets.push_back({.fd = served.client->fd(), .events = POLLIN, .revents = 0});
     }
   }
+  for (const Refused& refused : refused_) {
+    sockets.push_back({.fd = refused.channel.fd(), .events = POLLIN, .revents = 0});
+  }
   const timespec pause = {.tv_sec = 0, .tv_nsec = kPollPauseNs};
   (void)::ppoll(sockets.data(), sockets.size(), is_busy ? &pause : nullptr, nullptr);
 }
@@ -105,16 +116,39 @@ Status GpuWorker::add_client(const wire::ServeClientT& request, std::vector<Uniq
   }
   auto arena = shm::Arena::adopt(std::move(fds[1]), request.arena_bytes);
   if (!arena) return ok();
+  shm::Channel channel(std::move(fds[0]));
   auto drain = GpuDrain::open(context_, *std::move(arena), request.slot_bytes, drain_share_);
-  if (!drain) return std::move(drain).error();
-  clients_.push_back({.client = std::make_unique<GpuWorkerClient>(
-                          context_, shm::Channel(std::move(fds[0])), *std::move(drain)),
-                      .is_gone = false});
+  if (!drain) {
+    // A GPU that works but has nothing to spare for one more is no reason to leave the others.
+    const auto works = cuda::memory_left(*context_);
+    if (!works) return works.error();
+    refused_.push_back({.channel = std::move(channel), .error = drain.error()});
+    return ok();
+  }
+  clients_.push_back(
+      {.client = std::make_unique<GpuWorkerClient>(context_, std::move(channel), *std::move(drain)),
+       .is_gone = false});
   return ok();
 }
 
+void GpuWorker::answer_refused() {
+  for (auto refused = refused_.begin(); refused != refused_.end();) {
+    const auto received = refused->channel.receive();
+    if (received && !*received) {
+      ++refused;
+      continue;
+    }
+    if (received) {
+      (void)refused->channel.send(
+          shm::make_message((*received)->message.request, shm::to_wire(refused->error)));
+    }
+    refused = refused_.erase(refused);
+  }
+}
+
 Status GpuWorker::serve_clients() {
-  const bool had_clients = !clients_.empty();
+  const bool had_clients = !clients_.empty() || !refused_.empty();
+  answer_refused();
   for (auto served = clients_.begin(); served != clients_.end();) {
     GpuWorkerClient& client = *served->client;
     if (!served->is_gone) {
@@ -128,7 +162,7 @@ Status GpuWorker::serve_clients() {
     served->is_gone = served->is_gone || !*alive;
     served = served->is_gone && !client.is_at_work() ? clients_.erase(served) : std::next(served);
   }
-  if (had_clients && clients_.empty()) {
+  if (had_clients && clients_.empty() && refused_.empty()) {
     wire::GpuWorkerIdleT idle;
     idle.served_count = served_count_;
     (void)daemon_.send(shm::make_message(0, std::move(idle)));

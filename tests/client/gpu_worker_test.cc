@@ -119,6 +119,30 @@ TEST_P(FailingWorker, that_dies_three_times_within_a_minute_is_given_up) {
   EXPECT_EQ(trainer.close(), SF_OK);
 }
 
+// A stream for each client, and in lane ipc another.
+TEST_P(FailingWorker, that_has_nothing_to_spare_for_a_second_trainer_serves_the_first) {
+  const bool is_hbm = std::string(GetParam()) == "hbm";
+  start_daemon({{"STILLFRAME_SIMULATED_FAULT",
+                 std::string("cuStreamCreateWithPriority:") + (is_hbm ? "2" : "3") + ":2:0"}});
+  const std::vector<Tensor> tensors = {{.place = Place::kGpu0, .bytes = 1'500'000}};
+  auto& first = train(tensors, {.name = GetParam()});
+  GpuTrainer second(directory_.path("other"), directory_.path("socket"), tensors);
+  ASSERT_EQ(second.attach({.name = GetParam()}), SF_OK);
+  const std::string in_use = std::string("\"lane\": \"") + GetParam();
+  for (std::int64_t step = 1; step < 4; ++step) {
+    for (GpuTrainer* const trainer : {&first, &second}) {
+      trainer->fill(step);
+      ASSERT_EQ(trainer->save_durable(step), SF_OK) << trainer->error().message;
+      EXPECT_EQ(trainer->judge_newest(step), "");
+    }
+    EXPECT_NE(first.describe().find(in_use), std::string::npos) << first.describe();
+  }
+  EXPECT_NE(second.describe().find("CUDA_ERROR_OUT_OF_MEMORY"), std::string::npos)
+      << second.describe();
+  EXPECT_EQ(second.close(), SF_OK);
+  EXPECT_EQ(first.close(), SF_OK);
+}
+
 // Of the calls that a worker makes for its first save, each fails once; in a sanitizer's build a
 // part of them.
 TEST_P(FailingWorker, fails_a_save_or_none_whichever_of_its_calls_does) {
