@@ -1,7 +1,9 @@
 // Clients that lie to a GPU's worker. Built twice, for the simulated driver and for a real GPU
 // (scripts/gpu-bundle).
+#include <dlfcn.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,7 +11,10 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "cuda/context.h"
 #include "cuda/devices.h"
+#include "cuda/resources.h"
+#include "cuda/shared_buffer.h"
 #include "shm/gpu_plan.h"
 #include "shm/sealed_memory.h"
 #include "tests/daemon/hostile_client.h"
@@ -19,9 +24,12 @@ namespace {
 
 #ifdef STILLFRAME_SIMULATED_CUDA
 const DaemonProcess::Variables kVariables = {{"LD_LIBRARY_PATH", STILLFRAME_SIMULATED_CUDA}};
+// Whoever asks for libcuda.so.1 from now on gets this one.
+void find_driver() { (void)::dlopen(STILLFRAME_SIMULATED_CUDA "/libcuda.so.1", RTLD_LAZY); }
 std::string first_gpu() { return "GPU-50505050-5050-5050-5050-505050505050"; }
 #else
 const DaemonProcess::Variables kVariables;
+void find_driver() {}
 std::string first_gpu() {
   auto driver = cuda::Driver::load();
   EXPECT_TRUE(driver);
@@ -233,6 +241,41 @@ TEST_F(HostileLender, whose_handles_are_nobodys_is_refused) {
   auto answered = worker->ask(wire::CaptureGpuT());
   ASSERT_TRUE(answered);
   EXPECT_EQ(answered->message.body.type, wire::Body::Failure);
+}
+
+// As a client's cache of handles would have them (GPU-2).
+TEST_F(HostileLender, whose_handle_is_of_memory_that_was_freed_is_refused) {
+  constexpr std::uint64_t kBytes = 8U << 20U;  // No neighbours in what the driver maps for it.
+  find_driver();
+  const auto driver = cuda::Driver::load();
+  ASSERT_TRUE(driver) << driver.error().message();
+  const auto context = cuda::Context::retain(*driver, 0);
+  ASSERT_TRUE(context) << context.error().message();
+  auto peer = attached();
+  auto worker = with_worker(*peer);
+  ASSERT_TRUE(worker);
+  shm::GpuPlan plan = small_plan();
+  plan.allocation_bytes[1] = kBytes;
+  ASSERT_TRUE(ask_plan(*worker, plan));
+  const auto answer_to = [&worker](const cuda::IpcHandle& handle) {
+    wire::LeaseGpuT lease;
+    lease.handles.resize(sizeof handle);
+    std::memcpy(lease.handles.data(), &handle, sizeof handle);
+    worker->send(std::move(lease));
+    wire::CaptureGpuT capture;
+    capture.is_trial = true;
+    auto answered = worker->ask(std::move(capture));
+    return answered ? answered->message.body.type : wire::Body::NONE;
+  };
+  for (int round = 0; round < 3; ++round) {
+    auto memory = cuda::allocate(*context, kBytes);
+    ASSERT_TRUE(memory) << memory.error().message();
+    const auto handle = cuda::ipc_handle_of(**context, memory->get());
+    ASSERT_TRUE(handle) << handle.error().message();
+    EXPECT_EQ(answer_to(*handle), wire::Body::Done);
+    memory = cuda::DeviceBuffer();
+    EXPECT_EQ(answer_to(*handle), wire::Body::Failure);
+  }
 }
 
 TEST_F(HostileLender, that_leases_or_captures_without_a_plan_is_dropped) {

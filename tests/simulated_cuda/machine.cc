@@ -32,6 +32,7 @@ void* map(std::size_t bytes, int protection) {
 std::atomic<std::uint64_t> shared_bytes = 0;
 
 constexpr std::size_t kOpenersCount = 1U << 16U;
+constexpr pid_t kFreed = -1;  // There instead of a process.
 constexpr std::size_t kOpenersBytes = kOpenersCount * sizeof(std::atomic<pid_t>);
 
 // Of a process that ends, its memory goes first; it may be seen for a while after that.
@@ -115,6 +116,7 @@ CUdeviceptr Memory::allocate(int ordinal, std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   const int heap = heap_locked();
   const std::uint64_t offset = heap_used_;
+  openers_[next_id_ % kOpenersCount] = 0;
   heap_used_ += whole_pages(bytes);
   if (::ftruncate(heap, static_cast<off_t>(heap_used_)) != 0) {
     violate("the machine has no memory left");
@@ -138,6 +140,7 @@ void Memory::free(CUdeviceptr begin) {
   if (opener != 0 && has_memory(opener)) {
     violate("cuMemFree of an allocation that another process has open");
   }
+  *freed.opened_by = kFreed;
   (void)::munmap(freed.memory, whole_pages(freed.bytes));
   (void)::fallocate(heap_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                     static_cast<off_t>(freed.heap_offset),
@@ -185,6 +188,11 @@ CUdeviceptr Memory::open(const CUipcMemHandle& handle, int ordinal) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) return 0;
   auto* const openers = static_cast<std::atomic<pid_t>*>(map_file(fd, 0, kOpenersBytes));
+  if (openers[named.opener] == kFreed) {
+    (void)::munmap(openers, kOpenersBytes);
+    (void)::close(fd);
+    return 0;
+  }
   // A driver that gives zeros instead, as was seen of real ones.
   const bool gives_zeros = std::getenv("STILLFRAME_SIMULATED_ZEROS") != nullptr;
   auto* const memory =
