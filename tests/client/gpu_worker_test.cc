@@ -216,9 +216,9 @@ class PacedWorker : public FailingWorker {};
 
 // It leaves the copy engine to others for most of the time, but not when the training stands still.
 TEST_P(PacedWorker, does_not_pause_while_the_trainer_waits) {
-  start_daemon({{"STILLFRAME_GPU_DRAIN_SHARE", "0.02"}, {"STILLFRAME_SIMULATED_COPY_MS", "20"}});
-  // Three extents, each a chunk of its own: after each of the first two it pauses for a second.
-  constexpr std::chrono::milliseconds kPauses{1'900};
+  start_daemon({{"STILLFRAME_GPU_DRAIN_SHARE", "0.01"}, {"STILLFRAME_SIMULATED_COPY_MS", "20"}});
+  // Three extents, each a chunk of its own: after each of the first two it pauses for two seconds.
+  constexpr std::chrono::milliseconds kPauses{3'900};
   auto& trainer = train({{.place = Place::kGpu0, .bytes = 2'500'000, .is_lazy = true}},
                         {.name = GetParam(), .ring_bytes = 2U << 20U});
   trainer.fill(0);

@@ -549,9 +549,10 @@ TEST_P(GpuWorker, whose_gpu_breaks_fails_one_save_and_is_replaced) {
   auto random = format::seeded_generator();
   const char* const wish = std::getenv("STILLFRAME_KILLS");
   const int round_count = wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
-  const std::string break_file = directory_.path("break");
   int failed_count = 0;
   for (int round = 0; round < round_count; ++round) {
+    // Another one each time, for a worker of the daemon before may still look for its own.
+    const std::string break_file = directory_.path("break") + std::to_string(round);
     daemon_->kill_now();
     start_daemon({{"CUDA_INJECTION64_PATH", beside_this_program("libgpu_breaker.so")},
                   {"STILLFRAME_BREAK_FILE", break_file}});
