@@ -361,13 +361,13 @@ Status GpuDevice::enqueue(std::size_t index, const Slot& slot) {
 Status GpuDevice::advance(const Slot& slot, GpuWait wait) {
   if (lease_) return advance_lease(slot, wait);
   if (!ring_) return ok();
-  if (wait == GpuWait::kAll) {
-    auto hurried = ring_->hurry();
-    if (!hurried) return hurried;
-  }
   // What is not enqueued waits for room in the ring, so that packing waits for what is drained.
   const bool is_hurried = wait == GpuWait::kAll ||
                           (wait == GpuWait::kPacking && enqueued_count_ < share_->chunks.size());
+  if (is_hurried) {
+    auto hurried = ring_->hurry();
+    if (!hurried) return hurried;
+  }
   while (ring_->asked_count() < enqueued_count_) {
     const std::size_t index = ring_->asked_count();
     auto packed = cuda::has_happened(*context_, done_[index]);

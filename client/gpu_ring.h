@@ -46,7 +46,7 @@ class GpuRing {
   // The chunk is packed: has it copied to the arena. In the order of the chunks. False: the worker
   // has enough to read; try again.
   Result<bool> drain(std::size_t chunk, std::uint64_t arena_offset, bool is_hurried);
-  // The trainer waits for all of it: no pauses for what was asked before.
+  // The trainer waits: no pauses for what was asked before.
   Status hurry();
   // Takes in what the worker says.
   Status advance();
