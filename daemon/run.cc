@@ -120,8 +120,9 @@ Task<Unit> Run::reload() {
 
 Status Run::enter(TrainerOptions options, std::int64_t pid) {
   if (trainer_pid_) {
-    return Error(Code::kUnavailable, concat("run ", path_, " is being written by process ",
-                                            *trainer_pid_, "; one trainer at a time"));
+    return Error(Code::kUnavailable,
+                 concat("run ", path_, " is being written by process ", *trainer_pid_,
+                        "; one trainer at a time, of several ranks one"));
   }
   trainer_pid_ = pid;
   is_arena_as_found_ = arena_ != nullptr;
