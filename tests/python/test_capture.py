@@ -76,7 +76,9 @@ def test_a_step_that_is_recorded_into_a_cuda_graph_is_no_step(
     run = training.make()
     with run.checkpointer(tmp_path / "run") as checkpointer:
         run.step()
-        assert checkpointer.save(0).capture.startswith("lazy")
+        ticket = checkpointer.save(0)
+        assert ticket.capture.startswith("lazy")
+        ticket.wait()  # Here the step writes, whatever is recorded.
         is_recording = True
         run.step()
         with pytest.raises(stillframe.InvalidArgument, match="before a replay"):
