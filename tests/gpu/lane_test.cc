@@ -22,6 +22,12 @@
 namespace stillframe::testing {
 namespace {
 
+// Of tests that end something at a random instant.
+int count_of_rounds() {
+  const char* const wish = std::getenv("STILLFRAME_KILLS");
+  return wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
+}
+
 class EveryLane : public GpuLane, public ::testing::WithParamInterface<const char*> {
  protected:
   GpuTrainer& train(std::vector<Tensor> tensors, const Lane& wish = {}) {
@@ -310,10 +316,6 @@ class CrashingTrainer : public EveryLane {
     std::int64_t durable = -1;
   };
 
-  static int count_of_rounds() {
-    const char* const wish = std::getenv("STILLFRAME_KILLS");
-    return wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
-  }
   GpuCrashTrainer::Setting setting(bool breaks) {
     return {.run_path = directory_.path("run"),
             .socket_path = directory_.path("socket"),
@@ -506,8 +508,7 @@ TEST_P(GpuWorker, that_dies_between_saves_is_replaced_before_the_next) {
 
 TEST_P(GpuWorker, that_dies_during_a_copy_fails_that_save_within_a_second_and_no_other) {
   auto random = format::seeded_generator();
-  const char* const wish = std::getenv("STILLFRAME_KILLS");
-  const int round_count = wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
+  const int round_count = count_of_rounds();
   int failed_count = 0;
   for (int round = 0; round < round_count; ++round) {
     // The daemon gives a GPU up whose worker dies again and again.
@@ -547,8 +548,7 @@ TEST_P(GpuWorker, that_dies_during_a_copy_fails_that_save_within_a_second_and_no
 
 TEST_P(GpuWorker, whose_gpu_breaks_fails_one_save_and_is_replaced) {
   auto random = format::seeded_generator();
-  const char* const wish = std::getenv("STILLFRAME_KILLS");
-  const int round_count = wish != nullptr ? std::atoi(wish) : kIsSanitized ? 2 : 6;
+  const int round_count = count_of_rounds();
   int failed_count = 0;
   for (int round = 0; round < round_count; ++round) {
     // Another one each time, for a worker of the daemon before may still look for its own.

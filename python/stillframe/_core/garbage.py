@@ -12,7 +12,7 @@ def no_collections() -> Iterator[None]:
     """Hold automatic collections back, in all threads, if there are any.
 
     To make objects by the ten thousand sets them off again and again, and each looks at all that
-    live: with 20 000 tensors they were two fifths of a resume().
+    live.
     """
     if not gc.isenabled():
         yield
